@@ -1,0 +1,84 @@
+"""Inner solves: gradient flow as a vector field with its exact pullback, and proximal descent to a tolerance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adjoint_meta.solvers.runge_kutta import VJP, Time
+
+from .problem import Problem
+
+
+@dataclass(frozen=True)
+class GradientFlow:
+    """The field dφ/dt = −D ∇L_s(φ, ψ) − λ(φ − θ), with its vector-Jacobian product by one HVP.
+
+    Args:
+        problem: the tasks.
+        theta: θ as rows, shape ``[tasks, P]``; only used with λ.
+        proximal: λ ≥ 0, a number or a 0-dimensional tensor.
+        rates: the diagonal of D, shape ``[P]`` (Meta-SGD: Li et al. 2017); ``None`` is the identity.
+    """
+
+    problem: Problem
+    theta: Tensor
+    proximal: float | Tensor = 0.0
+    rates: Tensor | None = None
+
+    @property
+    def _pulled(self) -> bool:
+        return isinstance(self.proximal, Tensor) or self.proximal != 0
+
+    def __call__(self, t: Time, phi: Tensor) -> Tensor:
+        """Return f(φ), shape ``[tasks, P]``."""
+        return self._field(phi, self.problem.gradient(phi))
+
+    def _field(self, phi: Tensor, gradient: Tensor) -> Tensor:
+        slope = -gradient if self.rates is None else -self.rates * gradient
+        return slope - self.proximal * (phi - self.theta) if self._pulled else slope
+
+    def vjp(self, t: Time, phi: Tensor, w: Tensor) -> VJP:
+        """Return f(φ) and the pullback of w: −(H D w + λ w) in φ, and in `parameters` as `split` names them."""
+        weighted = w if self.rates is None else self.rates * w
+        gradient, products = self.problem.linearise(phi).product(weighted)
+        state = -products.phi
+        parameters = [-products.psi]
+        if self._pulled:
+            state = state - self.proximal * w
+            parameters += [self.proximal * w, -(w * (phi - self.theta)).sum()]
+        if self.rates is not None:
+            parameters.append(-(w * gradient).sum(dim=0))
+        return VJP(self._field(phi, gradient), state, tuple(parameters))
+
+    def split(self, parameters: tuple[Tensor, ...]) -> Mapping[str, Tensor]:
+        """Name the parameter cotangents: psi ``[Q]``, theta ``[tasks, P]``, proximal ``[]``, rates ``[P]``."""
+        names = ["psi"] + ["theta", "proximal"] * self._pulled + ["rates"] * (self.rates is not None)
+        return dict(zip(names, parameters, strict=True))
+
+
+def descend(flow: GradientFlow, phi: Tensor, lr: float, max_steps: int, tol: float) -> Tensor:
+    """Follow the flow by steps of size ``lr`` until every row's gradient has fallen enough.
+
+    A row stops when ‖f(φ)‖ ≤ tol · ‖f(φ at the start)‖; rows that have stopped no longer move.
+
+    Args:
+        phi: where to start, shape ``[tasks, P]``.
+        lr: step size α.
+        max_steps: most steps.
+        tol: relative size of the gradient at which a row is done; 0 always takes ``max_steps``.
+    """
+    bound: Tensor | None = None
+    for _ in range(max_steps):
+        slope = flow(0.0, phi)
+        if tol > 0:
+            size = torch.linalg.vector_norm(slope, dim=1, keepdim=True)
+            bound = tol * size if bound is None else bound
+            if bool((size <= bound).all()):
+                break
+            slope = torch.where(size > bound, slope, 0.0)
+        phi = phi + lr * slope
+    return phi

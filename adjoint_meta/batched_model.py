@@ -1,0 +1,132 @@
+"""A module evaluated for a whole batch of tasks at once: one call, weights of its own for every task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from .parameters import ParameterRows
+from .tasks import Batch
+
+# loss(prediction, target) → scalar, for the points of one task.
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+_ELEMENTWISE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
+_ELEMENTWISE_FUNCTIONS = (
+    nn.functional.mse_loss,
+    nn.functional.l1_loss,
+    nn.functional.smooth_l1_loss,
+    nn.functional.huber_loss,
+)
+
+
+class BatchedModel:
+    """A model and a loss as functions of rows: φ ``[tasks, P]`` adapted, ψ ``[Q]`` shared.
+
+    Args:
+        model: any module that `check_module` accepts.
+        loss: loss(prediction, target) → scalar.
+        rows: how the model's parameters divide.
+    """
+
+    def __init__(self, model: nn.Module, loss: Loss, rows: ParameterRows) -> None:
+        self.model = model
+        self.loss = loss
+        self.rows = rows
+
+    def predict(self, phi: Tensor, psi: Tensor, x: Tensor) -> Tensor:
+        """Return predictions ``[tasks, points, ...]`` for inputs ``[tasks, points, ...]``."""
+        shared = self.rows.psi.unflatten(psi)
+
+        def one(adapted: dict[str, Tensor], x: Tensor) -> Tensor:
+            prediction: Tensor = functional_call(self.model, {**adapted, **shared}, (x,))
+            return prediction
+
+        return vmap(one)(self.rows.theta.unflatten(phi), x)
+
+    def losses(self, phi: Tensor, psi: Tensor, batch: Batch) -> Tensor:
+        """Return one loss a task, ``[tasks]``."""
+        return self.prediction_losses(self.predict(phi, psi, batch.x), batch.y)
+
+    def prediction_losses(self, prediction: Tensor, y: Tensor) -> Tensor:
+        """Return one loss a task ``[tasks]`` from predictions and targets ``[tasks, points, ...]``."""
+        losses = vmap(self.loss)(prediction, y)
+        if losses.ndim != 1:
+            raise ValueError(
+                f"loss must return a scalar for each task, got shape {list(losses.shape[1:])}; "
+                "use reduction='mean' or 'sum'"
+            )
+        return losses
+
+
+def check_module(model: nn.Module) -> None:
+    """Refuse modules that would change state or draw random numbers inside the flow.
+
+    Raises:
+        ValueError: naming the module and the way out.
+    """
+    for name, module in model.named_modules():
+        if not module.training:
+            continue
+        if getattr(module, "track_running_stats", False) and getattr(module, "running_mean", None) is not None:
+            raise ValueError(
+                f"{type(module).__name__} {name!r} would update its running statistics whenever the flow is evaluated; "
+                "build it with track_running_stats=False (batch statistics), use GroupNorm, or call .eval() on it"
+            )
+        rate = module.p if isinstance(module, nn.modules.dropout._DropoutNd) else getattr(module, "dropout", 0.0)
+        if isinstance(rate, float) and rate > 0:
+            raise ValueError(
+                f"{type(module).__name__} {name!r} would draw a new dropout mask at every evaluation of the flow, so "
+                "there would be no gradient to take; set p=0 or call .eval() on it"
+            )
+
+
+def check_batch(what: str, batch: Batch, like: Tensor) -> None:
+    """Refuse inputs that do not fit the parameters' device or dtype.
+
+    Raises:
+        TypeError, ValueError: with what was got, what was expected and what to do.
+    """
+    if batch.mask is not None:
+        raise ValueError(f"{what} has a mask, which losses cannot honour; give every task the same number of points")
+    for name, value in (("x", batch.x), ("y", batch.y)):
+        if value.device != like.device:
+            raise ValueError(
+                f"{what}.{name} is on {value.device} but the model is on {like.device}; use tasks.to(device)"
+            )
+        if value.is_floating_point() and value.dtype != like.dtype:
+            raise TypeError(
+                f"{what}.{name} is {value.dtype} but the model is {like.dtype}; use tasks.to(dtype={like.dtype})"
+            )
+
+
+def check_loss(loss: Loss, what: str, prediction: Tensor, y: Tensor) -> None:
+    """Refuse targets that a regression loss would broadcast or round in silence.
+
+    Raises:
+        TypeError, ValueError: with what was got, what was expected and what to do.
+    """
+    if not (isinstance(loss, _ELEMENTWISE) or loss in _ELEMENTWISE_FUNCTIONS):
+        return
+    name = getattr(loss, "__name__", type(loss).__name__)
+    if not y.is_floating_point():
+        raise TypeError(
+            f"{what}.y is {y.dtype}, but {name} is a regression loss; convert it with y.to({prediction.dtype})"
+        )
+    if prediction.shape != y.shape:
+        raise ValueError(
+            f"the model predicts {list(prediction.shape)} for {what}.x, but {what}.y is {list(y.shape)}; {name} would "
+            "broadcast them; give y the prediction's shape"
+        )
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Inside, gradients can be taken and attention runs on the math kernel: the fused ones have no double backward."""
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        yield

@@ -1,0 +1,199 @@
+"""`MetaLearner`: any module, a loss and a method as one differentiable function of task batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from adjoint_meta.solvers import SolverError, checks
+
+from .batched_model import BatchedModel, Loss, check_batch, check_loss, check_module, twice_differentiable
+from .curvature import MODES, Curvature
+from .meta_gradients.base import MetaGradient, Method, RowGradients, meta_gradient
+from .parameters import ParameterRows
+from .problem import Problem
+from .tasks import Batch, TaskBatch
+
+BACKENDS = ("auto", "eager")
+
+
+class MetaLearner(nn.Module):
+    """A model that is meta-learned: ``learner(tasks)`` is the mean query loss after adaptation.
+
+    ``loss.backward()`` fills ``.grad`` of the model's parameters by the method's pullback, so any torch optimiser
+    works. BatchNorm, when it keeps no running statistics, uses those of the points at hand (transductive).
+
+    Args:
+        model: any module; its parameters are θ (and ψ, where ``adapt`` leaves some out).
+        loss: loss(prediction, target) → scalar, for the points of one task.
+        method: how tasks adapt and how the meta-gradient is taken.
+        adapt: patterns of the parameter names that adapt to a task, such as ``"head.*"``; the others are shared and
+            get their gradient too. ``None`` adapts all.
+        backend: ``"eager"``; ``"auto"`` chooses the best there is.
+        mode: ``"reverse_over_reverse"`` or ``"forward_over_reverse"``, how HVPs are taken.
+        chunk_size: at most this many tasks at a time, to bound memory.
+
+    Raises:
+        TypeError, ValueError: for a model, pattern or option that cannot work, with the way out.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        method: Method,
+        *,
+        adapt: str | Sequence[str] | None = None,
+        backend: str = "auto",
+        mode: str = MODES[0],
+        chunk_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        if not callable(loss):
+            raise TypeError(f"loss must be callable as loss(prediction, target), got {type(loss).__name__}")
+        if not isinstance(method, Method):
+            raise TypeError(f"method must be one such as AdjointMAML(horizon=2.0), got {method!r}")
+        checks.one_of("backend", backend, BACKENDS)
+        check_module(model)
+        self.model = model
+        self.method = method
+        self._rows = ParameterRows(model, adapt)
+        if self._rows.psi.names and not method.shares:
+            raise ValueError(
+                f"{type(method).__name__} has no gradient for shared parameters; adapt all of them, or freeze the "
+                "others with requires_grad_(False)"
+            )
+        self._batched = BatchedModel(model, loss, self._rows)
+        self._curvature = Curvature(self._batched, mode, chunk_size)
+        self._seen: set[object] = set()
+        like = next(p for p in model.parameters() if p.requires_grad)
+        # On a log scale the hyperparameters stay positive under any optimiser.
+        self.log_hyper = nn.ParameterDict(
+            {name: nn.Parameter(method.initial(name, self._rows.theta.size).to(like).log()) for name in method.learned}
+        )
+
+    @property
+    def hyper(self) -> dict[str, Tensor]:
+        """The learnable hyperparameters in natural units, such as ``{"horizon": T}``."""
+        return {name: log.detach().exp() for name, log in self.log_hyper.items()}
+
+    def forward(self, tasks: TaskBatch) -> Tensor:
+        """Return the mean query loss after adaptation, a scalar; without grad mode it is only evaluated.
+
+        Raises:
+            TypeError, ValueError: if the tasks do not fit the model.
+            SolverError: if the inner solve failed.
+        """
+        if not torch.is_grad_enabled():
+            return self.query_losses(tasks).mean()
+        parameters = dict(self.model.named_parameters())
+        names = (*self._rows.theta.names, *self._rows.psi.names)
+        loss: Tensor = _MetaLoss.apply(self, tasks, *(parameters[name] for name in names), *self.log_hyper.values())
+        return loss
+
+    def meta_gradient(self, tasks: TaskBatch) -> MetaGradient:
+        """Return losses, gradients and statistics, without autograd.
+
+        Raises:
+            TypeError, ValueError: if the tasks do not fit the model.
+            SolverError: if the inner solve failed.
+        """
+        found = self._meta_gradient(tasks)
+        return MetaGradient(found.losses, self._rows.named(found.theta, found.psi), found.stats, dict(found.hyper))
+
+    def _meta_gradient(self, tasks: TaskBatch) -> RowGradients:
+        problem, theta = self._problem(tasks.support, tasks.query)
+        with twice_differentiable():
+            try:
+                return meta_gradient(self.method, problem, theta, self.hyper)
+            except SolverError:
+                _check_finite(tasks)
+                raise
+
+    def query_losses(self, tasks: TaskBatch) -> Tensor:
+        """Return the query loss of each task after adaptation, shape ``[tasks]``, without gradients."""
+        problem, theta = self._problem(tasks.support, tasks.query)
+        with twice_differentiable():
+            phi = self.method.adapt(problem, theta.repeat(len(tasks), 1), self.hyper)
+            return problem.query_losses(phi)
+
+    def adapt(self, support: Batch) -> Tensor:
+        """Return the adapted parameters of each task, shape ``[tasks, P]``."""
+        problem, theta = self._problem(support)
+        with twice_differentiable():
+            return self.method.adapt(problem, theta.repeat(len(support), 1), self.hyper)
+
+    def initial(self, tasks: int) -> Tensor:
+        """Return θ as rows, shape ``[tasks, P]``: the parameters before adaptation."""
+        return self._rows.read(self.model)[0].repeat(tasks, 1)
+
+    def predict(self, phi: Tensor, x: Tensor) -> Tensor:
+        """Return predictions ``[tasks, points, ...]`` of rows φ ``[tasks, P]`` for inputs ``[tasks, points, ...]``."""
+        theta, psi = self._rows.read(self.model)
+        checks.rows("phi", phi)
+        if phi.shape[1] != theta.numel():
+            raise ValueError(f"phi must have {theta.numel()} columns, got {phi.shape[1]}")
+        if len(x) != len(phi):
+            raise ValueError(f"x must hold one row of points a task, {len(phi)}, got {len(x)}")
+        return self._batched.predict(phi, psi, x)
+
+    def support_problem(self, support: Batch) -> Problem:
+        """Return the support losses of a task batch as functions of φ, for an inner solve of one's own."""
+        return self._problem(support)[0]
+
+    def _problem(self, support: Batch, query: Batch | None = None) -> tuple[Problem, Tensor]:
+        check_module(self.model)
+        theta, psi = self._rows.read(self.model)
+        for what, batch in (("support", support), ("query", query)):
+            if batch is not None:
+                check_batch(what, batch, theta)
+        problem = Problem(self._curvature, psi, support, query)
+        self._check_targets(problem, theta)
+        return problem, theta
+
+    def _check_targets(self, problem: Problem, theta: Tensor) -> None:
+        """Predict for one task, once for each new combination of shapes, and hold the targets against it."""
+        for what, batch in (("support", problem.support), ("query", problem.query)):
+            if batch is None:
+                continue
+            key = (batch.x.shape[1:], batch.y.shape[1:], batch.x.dtype, batch.y.dtype)
+            if key in self._seen:
+                continue
+            with torch.no_grad():
+                one = batch[:1]
+                prediction = self._batched.predict(theta[None], problem.psi, one.x)
+            check_loss(self._batched.loss, what, prediction, one.y)
+            self._seen.add(key)
+
+
+class _MetaLoss(torch.autograd.Function):
+    """The mean query loss; its gradient is computed along with it, by the method's pullback."""
+
+    @staticmethod
+    def forward(ctx: Any, learner: MetaLearner, tasks: TaskBatch, *parameters: Tensor) -> Tensor:
+        found = learner._meta_gradient(tasks)
+        named = learner._rows.named(found.theta, found.psi)
+        # dJ/d log τ = τ dJ/dτ
+        hyper = [found.hyper[name] * value for name, value in learner.hyper.items()]
+        ctx.gradients = (*named.values(), *hyper)
+        return found.losses.mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, None, *(upstream * gradient for gradient in ctx.gradients))
+
+
+def _check_finite(tasks: TaskBatch) -> None:
+    """Blame the data for a failed solve when the data are to blame."""
+    for what, batch in (("support", tasks.support), ("query", tasks.query)):
+        for name, value in (("x", batch.x), ("y", batch.y)):
+            bad = int((~torch.isfinite(value)).sum())
+            if bad:
+                raise ValueError(f"{what}.{name} holds {bad} values that are NaN or infinite; clean or mask the data")

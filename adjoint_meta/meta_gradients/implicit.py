@@ -1,0 +1,130 @@
+"""iMAML: a proximal inner problem, and its implicit derivative by conjugate gradients."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from adjoint_meta.adaptation import GradientFlow, descend
+from adjoint_meta.problem import Problem
+from adjoint_meta.solvers import checks
+from adjoint_meta.solvers.linear import LinearInfo, conjugate_gradient
+from adjoint_meta.solvers.solution import Status, finite_codes, raise_if_failed
+
+from .base import Adapted, Hyper, Method, Pullback
+
+
+@dataclass(frozen=True)
+class ImplicitMAML(Method):
+    """iMAML: φ* = argmin L_s(φ) + ½λ‖φ − θ‖², meta-gradient g = (I + H/λ)⁻¹ c by CG.
+
+    With g, dJ/dψ = ∂_ψL_q − ∂_ψ⟨∇_φL_s, g⟩/λ and dJ/dλ = −⟨g, φ − θ⟩/λ. All hold at the minimiser, so how far the
+    inner solve got decides their error. Rajeswaran, Finn, Kakade, Levine, NeurIPS 2019.
+
+    Args:
+        proximal: λ.
+        steps: most inner gradient steps on the proximal objective.
+        inner_lr: their size α, stable while α(‖H‖ + λ) < 2.
+        inner_tol: stop a task when its gradient has fallen by this factor; 0 takes all steps.
+        cg_steps: most CG steps; 0 leaves g = c.
+        cg_tol: relative residual at which CG stops.
+        inner: inner minimiser; ``"gd"`` is gradient descent.
+        curvature: ``"hessian"``, or ``"ggn"`` for the Gauss-Newton product, which is never indefinite.
+        variant: ``"paper"``, or ``"released"`` for what the authors' code does: plain gradient steps, one step
+            on the proximal term at the end, and CG on 2v + Hv/(λ + 10).
+        learn: hyperparameters to learn on a log scale: "proximal".
+
+    Raises:
+        ValueError, TypeError: for an argument out of range or an unknown name.
+    """
+
+    learnable: ClassVar[tuple[str, ...]] = ("proximal",)
+
+    proximal: float = 1.0
+    steps: int = 50
+    inner_lr: float = 0.01
+    inner_tol: float = 0.0
+    cg_steps: int = 5
+    cg_tol: float = 1e-6
+    inner: str = "gd"
+    curvature: str = "hessian"
+    variant: str = "paper"
+    learn: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        checks.positive("proximal", self.proximal)
+        checks.count("steps", self.steps)
+        checks.positive("inner_lr", self.inner_lr)
+        checks.at_least("inner_tol", self.inner_tol, 0.0)
+        checks.count("cg_steps", self.cg_steps, least=0)
+        checks.at_least("cg_tol", self.cg_tol, 0.0)
+        checks.one_of("inner", self.inner, ("gd",))
+        checks.one_of("curvature", self.curvature, ("hessian", "ggn"))
+        checks.one_of("variant", self.variant, ("paper", "released"))
+        self._check_learn()
+        if self.variant == "released" and self.learn:
+            raise ValueError("variant='released' has no exact gradient for λ; learn it with variant='paper'")
+
+    def adapt(self, problem: Problem, theta: Tensor, hyper: Hyper) -> Tensor:
+        """Minimise the proximal objective by gradient descent from θ."""
+        flow = self._flow(problem, theta, hyper)
+        if self.variant == "released":
+            phi = descend(GradientFlow(problem, theta), theta, self.inner_lr, self.steps, self.inner_tol)
+            phi = phi - self.inner_lr * self.proximal * (phi - theta)
+        else:
+            phi = descend(flow, theta, self.inner_lr, self.steps, self.inner_tol)
+        raise_if_failed("the inner solve", finite_codes(phi))
+        return phi
+
+    def solve(self, problem: Problem, theta: Tensor, hyper: Hyper) -> Adapted:
+        """Minimise, and return the pullback through the minimiser."""
+        phi = self.adapt(problem, theta, hyper)
+        proximal = hyper.get("proximal", self.proximal)
+        stats: dict[str, object] = {}
+
+        def pullback(c: Tensor) -> Pullback:
+            linear = problem.linearise(phi)
+
+            def hessian(v: Tensor) -> Tensor:
+                if self.curvature == "ggn":
+                    return problem.gauss_newton(phi, v)
+                return linear.product(v, keep=True)[1].phi
+
+            def matvec(v: Tensor) -> Tensor:
+                if self.variant == "released":
+                    return 2 * v + hessian(v) / (proximal + 10)
+                return v + hessian(v) / proximal
+
+            g = self._invert(matvec, c, stats)
+            psi = torch.zeros_like(problem.psi)
+            if psi.numel() > 0:
+                psi = -linear.product(g)[1].psi / proximal
+            return Pullback(g, psi, {"proximal": -(g * (phi - theta)).sum() / proximal} if hyper else {})
+
+        return Adapted(phi, pullback, stats)
+
+    def _invert(self, matvec: Callable[[Tensor], Tensor], c: Tensor, stats: dict[str, object]) -> Tensor:
+        if self.cg_steps == 0:
+            return c
+        g, info = conjugate_gradient(matvec, c, tol=self.cg_tol, max_steps=self.cg_steps)
+        # A task whose very first direction fails has no iterate; the first-order gradient c is what 0 CG steps give.
+        g = torch.where((info.steps == 0)[:, None], c, g)
+        _warn_if_indefinite(info)
+        stats |= {"cg_iterations": info.steps, "cg_residual": info.residual, "cg_status": info.codes}
+        return g
+
+
+def _warn_if_indefinite(info: LinearInfo) -> None:
+    bad = [status for status in info.status if status in (Status.NEGATIVE_CURVATURE, Status.BREAKDOWN)]
+    if bad:
+        warnings.warn(
+            f"conjugate gradients stopped early in {len(bad)} of {len(info.status)} tasks, whose meta-gradient is "
+            f"the last iterate or, without one, first-order. {bad[0].value}",
+            RuntimeWarning,
+            stacklevel=2,
+        )

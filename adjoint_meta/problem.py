@@ -1,0 +1,62 @@
+"""A task batch as functions of the adapted parameters φ: all that a method ever sees of model and data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .curvature import ChunkedLinearisation, Curvature, Evaluations, Gradients
+from .tasks import Batch
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Support and query losses of one task batch, at fixed shared parameters.
+
+    Args:
+        curvature: the engine that evaluates them.
+        psi: shared parameters, shape ``[Q]``.
+        support: the points L_s is taken on.
+        query: the points L_q is taken on; ``None`` when the tasks are only adapted.
+    """
+
+    curvature: Curvature
+    psi: Tensor
+    support: Batch
+    query: Batch | None = None
+
+    @property
+    def tasks(self) -> int:
+        """Number of tasks."""
+        return len(self.support)
+
+    @property
+    def evaluations(self) -> Evaluations:
+        """The counters of everything evaluated so far."""
+        return self.curvature.evaluations
+
+    def gradient(self, phi: Tensor) -> Tensor:
+        """Return ∇_φ L_s, shape ``[tasks, P]``."""
+        return self.curvature.gradients(phi, self.psi, self.support).phi
+
+    def linearise(self, phi: Tensor) -> ChunkedLinearisation:
+        """Return ∇_φ L_s at φ, ready for curvature products."""
+        return self.curvature.linearise(phi, self.psi, self.support)
+
+    def gauss_newton(self, phi: Tensor, v: Tensor) -> Tensor:
+        """Return the Gauss-Newton product of L_s at φ with v, shape ``[tasks, P]``."""
+        return self.curvature.gauss_newton(phi, self.psi, self.support, v)
+
+    def query_gradients(self, phi: Tensor) -> Gradients:
+        """Return L_q ``[tasks]`` and its gradients in φ and ψ, in one evaluation."""
+        return self.curvature.gradients(phi, self.psi, self._query(), shared=True)
+
+    def query_losses(self, phi: Tensor) -> Tensor:
+        """Return L_q, shape ``[tasks]``."""
+        return self.curvature.losses(phi, self.psi, self._query())
+
+    def _query(self) -> Batch:
+        if self.query is None:
+            raise ValueError("this problem has no query points; build it from a TaskBatch")
+        return self.query

@@ -1,0 +1,184 @@
+"""Tasks as data: a batch of points per task, support and query, and seeded sources of tasks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adjoint_meta.solvers import checks
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Points of several tasks, the leading axis being the task.
+
+    Args:
+        x: inputs, shape ``[tasks, points, ...]``.
+        y: targets, shape ``[tasks, points, ...]``.
+        mask: which points count in a metric, bool ``[tasks, points]``; ``None`` means all. It lets test tasks of
+            unequal size share one tensor; losses know nothing of it, so a masked batch is refused in training.
+
+    Raises:
+        TypeError: if x or y is not a tensor.
+        ValueError: if the leading two axes differ, or there is no task or no point.
+    """
+
+    x: Tensor
+    y: Tensor
+    mask: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("x", self.x), ("y", self.y)):
+            if not isinstance(value, Tensor):
+                raise TypeError(f"Batch.{name} must be a tensor, got {type(value).__name__}")
+            if value.ndim < 2:
+                raise ValueError(f"Batch.{name} must have shape [tasks, points, ...], got {list(value.shape)}")
+        if self.x.shape[:2] != self.y.shape[:2]:
+            raise ValueError(
+                "Batch.x and Batch.y must agree in their first two axes [tasks, points], "
+                f"got x {list(self.x.shape)} and y {list(self.y.shape)}"
+            )
+        if self.x.shape[0] == 0 or self.x.shape[1] == 0:
+            raise ValueError(f"a Batch needs at least one task and one point, got x {list(self.x.shape)}")
+        if self.x.device != self.y.device:
+            raise ValueError(f"Batch.x and Batch.y must be on one device, got {self.x.device} and {self.y.device}")
+        if self.mask is not None and (self.mask.dtype != torch.bool or self.mask.shape != self.x.shape[:2]):
+            raise ValueError(
+                f"Batch.mask must be bool of shape {list(self.x.shape[:2])}, "
+                f"got {self.mask.dtype} {list(self.mask.shape)}"
+            )
+
+    def __len__(self) -> int:
+        return self.x.shape[0]
+
+    def __getitem__(self, tasks: slice) -> Batch:
+        return self._map(lambda tensor: tensor[tasks])
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Batch:
+        """Move to a device; floating-point tensors also change to ``dtype``."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+
+        return self._map(move)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return Batch(change(self.x), change(self.y), None if self.mask is None else change(self.mask))
+
+
+@dataclass(frozen=True)
+class TaskBatch:
+    """Several tasks: the support points they adapt on and the query points they are judged on.
+
+    Raises:
+        ValueError: if support and query hold different numbers of tasks or lie on different devices.
+    """
+
+    support: Batch
+    query: Batch
+
+    def __post_init__(self) -> None:
+        if len(self.support) != len(self.query):
+            raise ValueError(
+                f"support and query must hold the same tasks, got {len(self.support)} and {len(self.query)}"
+            )
+        if self.support.x.device != self.query.x.device:
+            raise ValueError(
+                f"support and query must be on one device, got {self.support.x.device} and {self.query.x.device}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.support)
+
+    def __getitem__(self, tasks: slice) -> TaskBatch:
+        return TaskBatch(self.support[tasks], self.query[tasks])
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> TaskBatch:
+        """Move to a device; floating-point tensors also change to ``dtype``."""
+        return TaskBatch(self.support.to(device, dtype), self.query.to(device, dtype))
+
+
+class TaskSource(ABC):
+    """Tasks by index: task i of seed s is the same on any machine, so that runs resume and split.
+
+    A subclass sets ``size`` (``None`` when the supply is unlimited) and defines `batch`.
+    """
+
+    size: int | None = None
+
+    @abstractmethod
+    def batch(self, indices: Sequence[int]) -> TaskBatch:
+        """Return the tasks with these indices, stacked along the leading axis."""
+
+    def __len__(self) -> int:
+        if self.size is None:
+            raise TypeError(f"{type(self).__name__} has no end; take tasks by index: source[0:100]")
+        return self.size
+
+    def __getitem__(self, which: int | slice | Sequence[int]) -> TaskBatch:
+        if isinstance(which, int):
+            which = [which]
+        elif isinstance(which, slice):
+            which = list(self._range(which))
+        checks.count("the number of tasks asked for", len(which))
+        for index in which:
+            checks.count("a task index", index, least=0)
+            if self.size is not None and index >= self.size:
+                raise IndexError(f"task {index} does not exist: this source has {self.size} tasks")
+        return self.batch(which)
+
+    def _range(self, which: slice) -> range:
+        if which.stop is None and self.size is None:
+            raise ValueError("a source without end needs slices with an end: source[0:100]")
+        return range(*which.indices(self.size if self.size is not None else which.stop))
+
+    def meta_batch(self, step: int, tasks: int, seed: int) -> TaskBatch:
+        """Return the tasks of one meta-step: a function of (step, tasks, seed) alone, so any step can be replayed.
+
+        A limited source is read in shuffled epochs, an unlimited one in order.
+        """
+        return self[list(self._order(step * tasks, tasks, seed))]
+
+    def _order(self, first: int, tasks: int, seed: int) -> Iterator[int]:
+        permutations: dict[int, list[int]] = {}
+        for draw in range(first, first + tasks):
+            if self.size is None:
+                yield draw
+                continue
+            epoch, place = divmod(draw, self.size)
+            if epoch not in permutations:
+                shuffle = generator(seed, epoch)
+                permutations[epoch] = torch.randperm(self.size, generator=shuffle).tolist()
+            yield permutations[epoch][place]
+
+
+class StackedTasks(TaskSource):
+    """A limited source held in memory as one `TaskBatch`."""
+
+    def __init__(self, tasks: TaskBatch) -> None:
+        self.tasks = tasks
+        self.size = len(tasks)
+
+    def batch(self, indices: Sequence[int]) -> TaskBatch:
+        """Return the tasks with these indices by one indexing operation a tensor."""
+        which = torch.as_tensor(indices, device=self.tasks.support.x.device)
+
+        def take(batch: Batch) -> Batch:
+            return Batch(batch.x[which], batch.y[which], None if batch.mask is None else batch.mask[which])
+
+        return TaskBatch(take(self.tasks.support), take(self.tasks.query))
+
+
+def generator(*key: int) -> torch.Generator:
+    """Return a CPU generator whose seed is a hash of the key, such as (seed, task index).
+
+    NumPy's ``SeedSequence`` does the hashing, so that neighbouring keys give independent streams. Draw with
+    ``torch.rand(..., dtype=torch.float64)`` and ``randperm``, which are the same on every machine.
+    """
+    (state,) = np.random.SeedSequence(list(key)).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state) >> 1)  # torch takes seeds below 2⁶³

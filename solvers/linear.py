@@ -1,0 +1,155 @@
+"""Batched Krylov and series solvers for symmetric systems A x = b, every row a system of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import checks
+from .solution import Status, raise_if_failed, statuses
+
+# A batched product: [rows, P] → [rows, P], symmetric in each row.
+MatVec = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class LinearInfo:
+    """Statistics of a linear solve, one entry a row.
+
+    Args:
+        steps: steps that changed the row's solution, ``[rows]``.
+        residual: ‖b − A x‖ / ‖b‖ by the recurrence of the method, ``[rows]``.
+        codes: status codes, ``[rows]``.
+        products: number of batched products with A.
+    """
+
+    steps: Tensor
+    residual: Tensor
+    codes: Tensor
+    products: int
+
+    @property
+    def status(self) -> list[Status]:
+        """One `Status` a row."""
+        return statuses(self.codes)
+
+    def raise_if_failed(self, acceptable: tuple[Status, ...] = (Status.SUCCESS,)) -> None:
+        """Raise `SolverError` with advice if any row ended in a status that is not acceptable."""
+        raise_if_failed("the linear solve", self.codes, acceptable)
+
+
+def conjugate_gradient(
+    matvec: MatVec, b: Tensor, *, x0: Tensor | None = None, tol: float = 1e-6, max_steps: int = 20
+) -> tuple[Tensor, LinearInfo]:
+    """Solve A x = b for symmetric positive definite A by conjugate gradients, every row on its own.
+
+    A row stops when ‖r‖ ≤ tol·‖b‖, when its search direction has negative curvature (pᵀAp < 0: it keeps the iterate
+    it had, as truncated Newton methods want it), when it breaks down, or after ``max_steps``. Rows that have stopped
+    no longer change. Hestenes and Stiefel 1952; Nocedal and Wright, Numerical Optimization, algorithms 5.2 and 7.1.
+
+    Args:
+        matvec: the product, ``[rows, P] → [rows, P]``.
+        b: right-hand sides, shape ``[rows, P]``.
+        x0: where to start, shape ``[rows, P]``; zero, which saves a product, when ``None``.
+        tol: relative residual at which a row is done; 0 always takes ``max_steps``, or stops at an exact solution.
+        max_steps: most steps a row may take.
+
+    Returns:
+        The solution ``[rows, P]`` and its `LinearInfo`. A failed row is reported there, not raised.
+
+    Raises:
+        TypeError, ValueError: if an argument has the wrong shape, dtype or sign.
+    """
+    checks.rows("b", b)
+    checks.at_least("tol", tol, 0.0)
+    checks.count("max_steps", max_steps, least=0)
+    if x0 is None:
+        x, r, products = torch.zeros_like(b), b.clone(), 0
+    else:
+        checks.like("x0", x0, b)
+        x, r, products = x0.clone(), b - _product(matvec, x0), 1
+    p = r.clone()
+    rho = _dot(r, r)
+    bound = tol * torch.linalg.vector_norm(b, dim=1)
+    codes = torch.full_like(rho, Status.MAX_STEPS.code, dtype=torch.long)
+    codes[_done(rho, bound)] = Status.SUCCESS.code
+    codes[~torch.isfinite(rho)] = Status.BREAKDOWN.code
+    steps = torch.zeros_like(codes)
+
+    for _ in range(max_steps):
+        running = codes == Status.MAX_STEPS.code
+        if not running.any():
+            break
+        ap = _product(matvec, p)
+        products += 1
+        curvature = _dot(p, ap)
+        # Curvature within rounding of zero is a breakdown, not a sign: A p may be pure noise there.
+        noise = torch.finfo(b.dtype).eps * torch.linalg.vector_norm(p, dim=1) * torch.linalg.vector_norm(ap, dim=1)
+        broken = running & ~(curvature.abs() > noise)
+        negative = running & ~broken & (curvature < 0)
+        codes[broken] = Status.BREAKDOWN.code
+        codes[negative] = Status.NEGATIVE_CURVATURE.code
+        moving = running & ~broken & ~negative
+
+        alpha = torch.where(moving, rho / curvature, 0.0)[:, None]
+        x = torch.where(moving[:, None], x + alpha * p, x)
+        r = torch.where(moving[:, None], r - alpha * ap, r)
+        steps += moving
+        rho_next = _dot(r, r)
+        codes[moving & _done(rho_next, bound)] = Status.SUCCESS.code
+        p = torch.where(moving[:, None], r + (rho_next / rho)[:, None] * p, p)
+        rho = rho_next
+
+    return x, LinearInfo(steps, _relative(rho.sqrt(), b), codes, products)
+
+
+def neumann_series(matvec: MatVec, b: Tensor, *, scale: float, steps: int) -> tuple[Tensor, LinearInfo]:
+    """Approximate A⁻¹ b by the truncated Neumann series x = scale · Σ_{q=0}^{steps} (I − scale·A)^q b.
+
+    It converges when the spectrum of A lies in (0, 2 / scale). A row whose terms grow is marked ``DIVERGED``
+    (Lorraine, Vicol, Duvenaud 2020; Ji, Yang, Liang 2021).
+
+    Args:
+        matvec: the product, ``[rows, P] → [rows, P]``.
+        b: right-hand sides, shape ``[rows, P]``.
+        scale: at most 1 / ‖A‖ to be safe.
+        steps: number of products.
+
+    Returns:
+        The approximation ``[rows, P]`` and its `LinearInfo`; since (I − scale·A)^{q+1} b is the residual of the
+        partial sum, ``residual`` is exact.
+    """
+    checks.rows("b", b)
+    checks.positive("scale", scale)
+    checks.count("steps", steps, least=0)
+    term, total = b, b
+    for _ in range(steps):
+        term = term - scale * _product(matvec, term)
+        total = total + term
+    residual = _relative(torch.linalg.vector_norm(term, dim=1), b)
+    # `term` is the residual before the last one was added; it exceeds ‖b‖ only where the series grows.
+    codes = torch.where(residual <= 1, Status.SUCCESS.code, Status.DIVERGED.code)
+    return scale * total, LinearInfo(torch.full_like(codes, steps), residual, codes, steps)
+
+
+def _product(matvec: MatVec, v: Tensor) -> Tensor:
+    product = matvec(v)
+    checks.like("matvec's result", product, v)
+    return product
+
+
+def _dot(x: Tensor, y: Tensor) -> Tensor:
+    return (x * y).sum(dim=1)
+
+
+def _done(rho: Tensor, bound: Tensor) -> Tensor:
+    return rho.sqrt() <= bound
+
+
+def _relative(norm: Tensor, b: Tensor) -> Tensor:
+    """Return norm / ‖b‖, and 0 for a zero right-hand side solved by zero."""
+    scale = torch.linalg.vector_norm(b, dim=1)
+    return torch.where(scale > 0, norm / torch.where(scale > 0, scale, 1.0), norm)
