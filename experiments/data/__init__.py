@@ -1,0 +1,8 @@
+"""Data sets of ratings: found on disk or fetched, checked line by line, parsed."""
+
+from .catalogue import DATA_SETS as DATA_SETS
+from .catalogue import DataSet as DataSet
+from .errors import DataError as DataError
+from .errors import MissingDataError as MissingDataError
+from .loading import load_ratings as load_ratings
+from .ratings import Ratings as Ratings
