@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from adjoint_meta.solvers import SolverError, checks
 
 from .batched_model import BatchedModel, Loss, check_batch, check_loss, check_module, twice_differentiable
-from .curvature import MODES, Curvature
+from .curvature import MODES, Curvature, Evaluations
 from .meta_gradients.base import MetaGradient, Method, RowGradients, meta_gradient
 from .parameters import ParameterRows
 from .problem import Problem
@@ -82,6 +82,21 @@ class MetaLearner(nn.Module):
     def hyper(self) -> dict[str, Tensor]:
         """The learnable hyperparameters in natural units, such as ``{"horizon": T}``."""
         return {name: log.detach().exp() for name, log in self.log_hyper.items()}
+
+    @property
+    def loss(self) -> Loss:
+        """The loss of one task."""
+        return self._batched.loss
+
+    @property
+    def adapted_names(self) -> tuple[str, ...]:
+        """Names of the parameters that adapt, in the order of the rows."""
+        return self._rows.theta.names
+
+    @property
+    def evaluations(self) -> Evaluations:
+        """Counters of all batched evaluations so far."""
+        return self._curvature.evaluations
 
     def forward(self, tasks: TaskBatch) -> Tensor:
         """Return the mean query loss after adaptation, a scalar; without grad mode it is only evaluated.

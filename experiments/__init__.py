@@ -1,0 +1,1 @@
+"""Data, models, configurations and runs: what the papers did, as commands."""

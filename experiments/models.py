@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adjoint_meta.solvers import checks
 from adjoint_meta.tasks import generator
@@ -27,7 +28,7 @@ def mlp(inputs: int, width: int, depth: int, outputs: int, *, activation: str = 
     checks.one_of("activation", activation, ACTIVATIONS)
     sizes = [inputs, *[width] * depth, outputs]
     layers: list[nn.Module] = []
-    for fan_in, fan_out in zip(sizes, sizes[1:], strict=False):
+    for fan_in, fan_out in pairwise(sizes):
         layers += [nn.Linear(fan_in, fan_out), ACTIVATIONS[activation]()]
     model = nn.Sequential(*layers[:-1])
     _initialise(model, generator(seed, _INITIALISATION))
@@ -46,3 +47,11 @@ def _initialise(model: nn.Sequential, draw: torch.Generator) -> None:
                 for parameter in layer.parameters():
                     uniform = torch.rand(parameter.shape, generator=draw, dtype=torch.float64)
                     parameter.copy_((2 * uniform - 1) * bound)
+
+
+class HalfMSELoss(nn.MSELoss):
+    """½ · mean((ŷ − y)²), the loss of Li et al. 2023's code: its gradient is the residual, without a factor of two."""
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Return the loss, a scalar."""
+        return 0.5 * super().forward(prediction, target)

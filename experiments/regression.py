@@ -49,7 +49,7 @@ class Sine(Family):
     def values(self, parameters: Tensor, x: Tensor) -> Tensor:
         """Return A sin(x − φ)."""
         amplitude, phase = parameters[:, None, 0:1], parameters[:, None, 1:2]
-        return amplitude * torch.sin(x - phase)
+        return torch.sin(x - phase) * amplitude
 
 
 class CosMixture(Family):
@@ -68,8 +68,9 @@ class CosMixture(Family):
 
     def values(self, parameters: Tensor, x: Tensor) -> Tensor:
         """Return the mixture."""
-        amplitude, frequency, phase = parameters[:, None, :].split(1, dim=-1)
-        return (-0.1 * amplitude * torch.cos(frequency * x + phase) - x.square()).sum(dim=-1, keepdim=True)
+        amplitude, frequency, phase = (parameters[:, None, i : i + 1] for i in range(3))
+        waves = 0.1 * amplitude * torch.cos(frequency * x + phase)
+        return -(waves + x.square()).sum(dim=-1, keepdim=True)
 
 
 class Alpine(Family):
@@ -161,26 +162,49 @@ class RegressionTasks:
 
         return StackedTasks(standard(train)), validation and standard(validation), standard(test), units
 
+    def scene(self, index: int, units: Standardisation) -> Scene:
+        """Return a test task on a grid of 201 points (1-D) or 61 × 61 (2-D)."""
+        family = self.family
+        axes = [torch.linspace(*family.box, 201 if family.inputs == 1 else 61, dtype=torch.float64)] * family.inputs
+        x = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(1, -1, family.inputs)
+        y = family.values(family.parameters(self._uniform(TEST, index, family.parameter_count)[None]), x)
+        grid = units.apply(Batch(x, y))
+        support = self.draw(TEST, [index], self.test_queries).support
+        return Scene(grid.x[0], grid.y[0, :, 0], axes, units.apply(support), support.x[0])
+
+    def _uniform(self, stream: int, index: int, size: int) -> Tensor:
+        """Return the task's uniform numbers: its parameters first, then its points."""
+        return torch.rand(size, generator=generator(self.seed, stream, index), dtype=torch.float64)
+
     def draw(self, stream: int, indices: Sequence[int], queries: int) -> TaskBatch:
         """Return tasks of a stream by index, in the units of the formula."""
         family = self.family
         points = self.shots + queries
-        uniform = torch.stack(
-            [
-                torch.rand(
-                    family.parameter_count + points * family.inputs,
-                    generator=generator(self.seed, stream, index),
-                    dtype=torch.float64,
-                )
-                for index in indices
-            ]
-        )
+        size = family.parameter_count + points * family.inputs
+        uniform = torch.stack([self._uniform(stream, index, size) for index in indices])
         low, high = family.box
         x = low + (high - low) * uniform[:, family.parameter_count :].reshape(-1, points, family.inputs)
         y = family.values(family.parameters(uniform[:, : family.parameter_count]), x)
-        return TaskBatch(
-            Batch(x[:, : self.shots], y[:, : self.shots]), Batch(x[:, self.shots :], y[:, self.shots :])
-        )
+        return TaskBatch(Batch(x[:, : self.shots], y[:, : self.shots]), Batch(x[:, self.shots :], y[:, self.shots :]))
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One test task on a regular grid, to be drawn before and after adaptation.
+
+    Args:
+        x: grid points in standard units, shape ``[points, inputs]``.
+        y: the function there in standard units, shape ``[points]``.
+        axes: the grid along each input, in the units of the formula.
+        support: the task's support points, as a batch of one.
+        support_x: where they lie, in the units of the formula, shape ``[shots, inputs]``.
+    """
+
+    x: Tensor
+    y: Tensor
+    axes: list[Tensor]
+    support: Batch
+    support_x: Tensor
 
 
 def _scale(uniform: Tensor, ranges: Sequence[tuple[float, float]]) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -100,10 +100,6 @@ class Method(ABC):
             checks.one_of("learnable hyperparameter", name, self.learnable)
             if name != "rates":
                 checks.positive(f"{name}, when it is learned on a log scale,", getattr(self, name))
-
-    def __str__(self) -> str:
-        shown = (f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if getattr(self, f.name) != f.default)
-        return f"{type(self).__name__}({', '.join(shown)})"
 
 
 class RowGradients(NamedTuple):

@@ -1,0 +1,5 @@
+"""`python -m adjoint_meta.cli`."""
+
+from .main import main
+
+main()

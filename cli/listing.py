@@ -1,0 +1,35 @@
+"""`adjoint-meta list`."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from .options import json_option
+
+
+@click.command(name="list")
+@json_option
+def command(as_json: bool) -> None:
+    """List experiments, methods and solvers, one line each."""
+    from adjoint_meta.experiments.config import METHODS
+    from adjoint_meta.experiments.registry import EXPERIMENTS
+    from adjoint_meta.solvers import TABLEAUS
+
+    listing = {
+        "experiments": {name: entry.summary for name, entry in EXPERIMENTS.items()},
+        "methods": {name: _first_sentence(kind.__doc__) for name, kind in METHODS.items()},
+        "solvers": {name: f"order {tableau.order}: {tableau.source}" for name, tableau in TABLEAUS.items()},
+    }
+    if as_json:
+        click.echo(json.dumps(listing))
+        return
+    for heading, entries in listing.items():
+        click.echo(click.style(heading, bold=True))
+        for name, text in entries.items():
+            click.echo(f"  {name:<16}{text}")
+
+
+def _first_sentence(text: str | None) -> str:
+    return " ".join((text or "").split("\n\n")[0].split())

@@ -1,0 +1,76 @@
+"""Progress of a run: a bar with rate and time left on a terminal, plain lines elsewhere; always on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+# Seconds between plain lines: a log stays readable, and a watcher knows that the run lives.
+PLAIN_INTERVAL = 5.0
+
+
+@contextmanager
+def progress(meta_steps: int) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Yield a function that shows the record of each meta-step."""
+    if not sys.stderr.isatty():
+        yield _plain(meta_steps)
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("meta-step"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=False) as bar:
+        task = bar.add_task("", total=meta_steps, rate="", figures="")
+
+        def show(record: dict[str, Any]) -> None:
+            bar.update(task, completed=record["step"], rate=_rate(record), figures=_figures(record))
+
+        yield show
+
+
+def _plain(meta_steps: int) -> Callable[[dict[str, Any]], None]:
+    shown = [0.0]
+    first: list[tuple[int, float]] = []
+
+    def show(record: dict[str, Any]) -> None:
+        now = time.monotonic()
+        first[:] = first or [(record["step"], now)]
+        done = record["step"] - first[0][0]
+        if now - shown[0] < PLAIN_INTERVAL and record["step"] != meta_steps and "skipped" not in record:
+            return
+        shown[0] = now
+        left = (now - first[0][1]) / done * (meta_steps - record["step"]) if done else None
+        eta = f"  {left:.0f} s left" if left is not None else ""
+        print(f"meta-step {record['step']}/{meta_steps}  {_figures(record)}{eta}", file=sys.stderr, flush=True)
+
+    return show
+
+
+def _rate(record: dict[str, Any]) -> str:
+    return f"{1 / record['seconds']:.1f}/s"
+
+
+def _figures(record: dict[str, Any]) -> str:
+    if record["loss"] is None:
+        return f"skipped: {record['skipped']}"
+    validation = f"  validation {record['validation']:.4f}" if "validation" in record else ""
+    return f"loss {record['loss']:.4f}  gradient {record['grad_norm']:.3g}{validation}"

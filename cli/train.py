@@ -1,0 +1,114 @@
+"""`adjoint-meta train`."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .options import configuration_options, json_option, overrides, resolve_options
+
+if TYPE_CHECKING:
+    from adjoint_meta.experiments.config import RunConfig
+    from adjoint_meta.experiments.run_directory import RunDirectory
+
+
+@click.command(name="train")
+@configuration_options
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Run directory (default: runs/…).")
+@click.option("--resume", is_flag=True, help="Continue the run in --out from its checkpoint.")
+@json_option
+def command(
+    experiment: str | None,
+    method: str | None,
+    file: Path | None,
+    assignments: tuple[str, ...],
+    seed: int | None,
+    device: str | None,
+    dtype: str | None,
+    data_dir: Path | None,
+    out: Path | None,
+    resume: bool,
+    as_json: bool,
+) -> None:
+    """Meta-train on EXPERIMENT (default: cosmixture), test the result and draw it.
+
+    The run directory holds config.yaml, metrics.jsonl, checkpoint.pt, summary.json and pictures. Ctrl-C saves; the
+    same command with --resume continues bit for bit.
+    """
+    from adjoint_meta.experiments.run import Interrupted, train
+    from adjoint_meta.experiments.run_directory import RunDirectory, free_directory
+
+    from .progress import progress
+
+    if resume and out is None:
+        raise click.UsageError("--resume needs the run directory: --out DIR")
+    if resume and out is not None and RunDirectory(out).config.exists():
+        config = _continued(RunDirectory(out), experiment, method, overrides(file, assignments, seed, device, dtype))
+    else:
+        config = resolve_options(experiment, method, file, assignments, seed, device, dtype)
+    directory = RunDirectory(out or free_directory(Path("runs") / f"{config.experiment}-{config.method['name']}"))
+
+    with progress(config.meta_steps) as observe, _stop_on_signal() as asked_to_stop:
+        try:
+            summary = train(
+                config, directory, data_dir=data_dir, resume=resume, observe=observe, should_stop=asked_to_stop
+            )
+        except Interrupted as stopped:
+            click.echo(
+                f"Saved after meta-step {stopped.step}. Go on with: adjoint-meta train --resume --out {directory.path}",
+                err=True,
+            )
+            raise click.Abort from stopped
+    if as_json:
+        click.echo(json.dumps(summary))
+    else:
+        _show(config, directory, summary)
+
+
+def _continued(directory: RunDirectory, experiment: str | None, method: str | None, asked: dict[str, Any]) -> RunConfig:
+    stored = directory.read_config()
+    for what, given, held in (("experiment", experiment, stored.experiment), ("method", method, stored.method["name"])):
+        if given is not None and given != held:
+            raise click.UsageError(f"{directory.path} holds a run of {what} {held!r}, not {given!r}")
+    return directory.continued(asked)
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[Any]:
+    """Turn the first Ctrl-C or SIGTERM into a wish to stop after the meta-step; a second one stops at once."""
+    wishes: list[int] = []
+
+    def handle(number: int, frame: object) -> None:
+        wishes.append(number)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        click.echo("Stopping after this meta-step; again to stop at once.", err=True)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(wishes)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _show(config: RunConfig, directory: RunDirectory, summary: dict[str, Any]) -> None:
+    """Print what a person wants to know of a finished run."""
+    from .tables import show_test
+
+    show_test(summary)
+    click.echo(
+        f"\n{summary['meta_steps']} meta-steps in {summary['seconds']:.1f} s "
+        f"({1000 * summary['seconds_per_meta_step']:.0f} ms, {summary['n_grad_per_meta_step']:.0f} gradients and "
+        f"{summary['n_hvp_per_meta_step']:.0f} HVPs each), peak memory {summary['peak_memory_bytes'] / 2**20:.0f} MiB."
+    )
+    if summary["skipped_meta_steps"]:
+        click.echo(f"{summary['skipped_meta_steps']} meta-steps had no finite meta-gradient and were skipped.")
+    names = [path.name for path in (directory.curves, directory.adaptation, directory.summary) if path.exists()]
+    click.echo(f"See {', '.join(names)} in {directory.path}")

@@ -1,0 +1,221 @@
+"""A run is one configuration: defaults of the experiment, a YAML file, `--set`, flags, in this order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from adjoint_meta.meta_gradients import FOMAML, MAML, AdjointMAML, ImplicitMAML, Method, Reptile
+from adjoint_meta.solvers import checks
+
+METHODS: dict[str, type[Method]] = {
+    "adjoint": AdjointMAML,
+    "imaml": ImplicitMAML,
+    "maml": MAML,
+    "fomaml": FOMAML,
+    "reptile": Reptile,
+}
+
+T = TypeVar("T")
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(Section):
+    """The network: fully connected, ``width`` × ``depth`` hidden units."""
+
+    width: int = Field(default=32, ge=1)
+    depth: int = Field(default=2, ge=0)
+    activation: str = "tanh"
+
+
+class OptimizerConfig(Section):
+    """The outer optimiser: any class of ``torch.optim``, its learning rate and further arguments."""
+
+    name: str = "Adam"
+    lr: float = Field(default=1e-3, gt=0)
+    options: dict[str, Any] = {}
+
+
+class SchedulerConfig(Section):
+    """The learning-rate schedule: any class of ``torch.optim.lr_scheduler``, or none."""
+
+    name: str | None = None
+    options: dict[str, Any] = {}
+
+
+class ValidationConfig(Section):
+    """Meta-validation every so many meta-steps, and the validations without improvement that end the run."""
+
+    every: int = Field(default=0, ge=0)
+    patience: int | None = Field(default=None, ge=1)
+
+
+class TestConfig(Section):
+    """Meta-testing: besides the method's own inner solve, this many epochs of Adam (0: none)."""
+
+    __test__ = False  # pytest would collect the class by its name
+
+    adam_epochs: int = Field(default=0, ge=0)
+
+
+class RunConfig(Section):
+    """Everything that decides a run, written to ``config.yaml``."""
+
+    experiment: str
+    method: dict[str, Any]
+    task: dict[str, Any] = {}
+    model: ModelConfig = ModelConfig()
+    adapt: list[str] | None = None
+    mode: str = "reverse_over_reverse"
+    chunk_size: int | None = Field(default=None, ge=1)
+    meta_steps: int = Field(default=1000, ge=1)
+    tasks_per_step: int = Field(default=5, ge=1)
+    optimizer: OptimizerConfig = OptimizerConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
+    clip_norm: float | None = Field(default=None, gt=0)
+    max_skipped: int = Field(default=10, ge=1)
+    validation: ValidationConfig = ValidationConfig()
+    test: TestConfig = TestConfig()
+    checkpoint_every: int = Field(default=100, ge=1)
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["float32", "float64"] = "float32"
+
+    def build_method(self) -> Method:
+        """Return the method object.
+
+        Raises:
+            ValueError: if a method option is unknown or out of range.
+        """
+        name = checks.one_of("method", str(self.method.get("name")), METHODS)
+        options = {key: value for key, value in self.method.items() if key != "name"}
+        return build_dataclass(METHODS[name], options, "method")
+
+    def dump(self) -> str:
+        """Return the configuration as YAML that trains the same run again."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def build_dataclass(kind: type[T], options: Mapping[str, Any], section: str) -> T:
+    """Return ``kind(**options)`` with values converted to the fields' types.
+
+    Raises:
+        ValueError: for an unknown key, with its neighbours, or a value that does not fit.
+    """
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    for key in options:
+        if key not in known:
+            raise ValueError(f"unknown key '{section}.{key}'; {checks.nearest(key, known)}")
+    try:
+        return TypeAdapter(kind).validate_python(dict(options))
+    except ValidationError as error:
+        raise ValueError(_one_line(error, section)) from error
+
+
+def as_options(value: Any) -> dict[str, Any]:
+    """Return a dataclass's fields as plain data for YAML."""
+    return {key: list(item) if isinstance(item, tuple) else item for key, item in asdict(value).items()}
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a configuration file.
+
+    Raises:
+        ValueError: if it is missing, not YAML, or not a mapping; with the line where the YAML breaks.
+    """
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read the configuration {path}: {error}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise ValueError(f"{path}{where} is not valid YAML: {getattr(error, 'problem', error)}") from error
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{path} must hold a mapping such as 'meta_steps: 200', got {type(loaded).__name__}")
+    return loaded
+
+
+def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
+    """Turn ``["method.horizon=1.0", …]`` into a nested mapping; values are read as YAML.
+
+    Raises:
+        ValueError: for text without ``=``, or a value that is not YAML.
+    """
+    nested: dict[str, Any] = {}
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise ValueError(f"--set expects key=value such as method.horizon=1.0, got {text!r}")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"--set {key}: the value {value!r} is not valid YAML") from error
+        if isinstance(parsed, str):
+            parsed = _number(parsed)
+        *path, last = key.strip().split(".")
+        place = nested
+        for part in path:
+            place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                raise ValueError(f"--set {key}: {part!r} was set to a value before, so nothing can be set inside it")
+        place[last] = parsed
+    return nested
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``base`` with the values of ``over``, mappings merged key by key."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(merged.get(key), Mapping) and isinstance(value, Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def validate(raw: Mapping[str, Any]) -> RunConfig:
+    """Return the configuration, or say in one line what is wrong with it.
+
+    Raises:
+        ValueError: naming the key, what was got and what was expected.
+    """
+    try:
+        return RunConfig.model_validate(dict(raw))
+    except ValidationError as error:
+        raise ValueError(_one_line(error, "")) from error
+
+
+def _one_line(error: ValidationError, section: str) -> str:
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"]]
+    name = ".".join([section, *place] if section else place)
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {name!r}; {checks.nearest(place[-1], _keys_at(place[:-1]))}"
+    message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if first["type"] == "value_error":
+        return f"{name}: {message}" if place else message
+    return f"{name} should be {message}, got {first['input']!r}"
+
+
+def _keys_at(path: list[str]) -> list[str]:
+    section: Any = RunConfig
+    for part in path:
+        section = section.model_fields[part].annotation
+    return list(section.model_fields)
+
+
+def _number(text: str) -> str | float:
+    """Read 1e-3 as a number, which YAML 1.1 takes for text."""
+    try:
+        return float(text)
+    except ValueError:
+        return text

@@ -1,0 +1,343 @@
+"""One run: build, train, test, draw and sum up, in a directory from which it can be continued and repeated."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adjoint_meta import checkpoint
+from adjoint_meta.evaluation import Evaluation, adam_curve, evaluate
+from adjoint_meta.learner import MetaLearner
+from adjoint_meta.solvers import checks
+from adjoint_meta.tasks import TaskBatch
+from adjoint_meta.training import Trainer, TrainingPlan
+
+from .config import RunConfig
+from .measure import peak_memory_bytes
+from .registry import Experiment, build
+from .run_directory import MetricsLog, RunDirectory, read_metrics, write_atomically
+
+Observer = Callable[[dict[str, Any]], None]
+
+
+class Interrupted(Exception):
+    """Training was asked to stop; everything is saved.
+
+    Args:
+        step: meta-steps done.
+    """
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"stopped after meta-step {step}")
+        self.step = step
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything a run needs, on its device and in its dtype."""
+
+    config: RunConfig
+    experiment: Experiment
+    learner: MetaLearner
+    device: torch.device
+    dtype: torch.dtype
+
+    def place(self, tasks: TaskBatch) -> TaskBatch:
+        """Move tasks to the run's device and dtype."""
+        return tasks.to(self.device, self.dtype)
+
+
+def prepare(config: RunConfig, data_dir: Path | None = None) -> Prepared:
+    """Build the experiment and the learner; nothing is written.
+
+    Raises:
+        ValueError, TypeError: if the configuration cannot work.
+        MissingDataError: if the data set is not here.
+    """
+    device = choose_device(config.device)
+    dtype = getattr(torch, config.dtype)
+    experiment = build(config, data_dir)
+    learner = MetaLearner(
+        experiment.model.to(device, dtype),
+        experiment.loss,
+        config.build_method(),
+        adapt=config.adapt,
+        mode=config.mode,
+        chunk_size=config.chunk_size,
+    )
+    return Prepared(config, experiment, learner, device, dtype)
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device: ``auto`` is CUDA where there is one.
+
+    Raises:
+        ValueError: if CUDA is asked for and there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("no CUDA device was found; use --device cpu or auto")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def train(
+    config: RunConfig,
+    directory: RunDirectory,
+    *,
+    data_dir: Path | None = None,
+    resume: bool = False,
+    observe: Observer = lambda record: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Train, test and draw, and return the summary that ``summary.json`` holds.
+
+    Args:
+        resume: continue from the directory's checkpoint, bit for bit, if it has one.
+        observe: sees the record of every meta-step.
+        should_stop: asked between meta-steps.
+
+    Raises:
+        Interrupted: if ``should_stop`` said so; the checkpoint is written.
+        ValueError, TypeError: if the configuration or the directory cannot work.
+        RuntimeError: if the run failed.
+    """
+    prepared = prepare(config, data_dir)
+    trainer = _trainer(prepared)
+    if not resume:
+        directory.check_free()
+    log_bytes = 0
+    if resume and directory.checkpoint.exists():
+        state = checkpoint.load(directory.checkpoint, prepared.device)
+        trainer.load_state_dict(state["trainer"], str(directory.checkpoint))
+        log_bytes = state["metrics_bytes"]
+    directory.create(config)
+    log = MetricsLog(directory.metrics, log_bytes)
+    events = _events(directory, trainer.progress.step)
+
+    def save() -> None:
+        checkpoint.save(directory.checkpoint, {"trainer": trainer.state_dict(), "metrics_bytes": log.flush()})
+
+    def record(entry: dict[str, Any]) -> None:
+        log.append(entry)
+        events(entry)
+        observe(entry)
+        if entry["step"] % config.checkpoint_every == 0:
+            save()
+
+    trainer.observe = record
+    try:
+        trainer.run(should_stop)
+    finally:
+        save()
+        log.close()
+    if not trainer.done:
+        raise Interrupted(trainer.progress.step)
+    return _finish(prepared, trainer, directory)
+
+
+def _trainer(prepared: Prepared) -> Trainer:
+    config, experiment, learner = prepared.config, prepared.experiment, prepared.learner
+    optimizer = _from_torch("optimizer", torch.optim, config.optimizer.name)(
+        learner.parameters(), lr=config.optimizer.lr, **config.optimizer.options
+    )
+    scheduler = None
+    if config.scheduler.name is not None:
+        kind = _from_torch("scheduler", torch.optim.lr_scheduler, config.scheduler.name)
+        scheduler = kind(optimizer, **config.scheduler.options)
+    if config.validation.every and experiment.validation is None:
+        raise ValueError(
+            "validation.every is set but there are no validation tasks; set task.validation_tasks (regression) or "
+            "task.validation_users (ratings)"
+        )
+    validation = None if experiment.validation is None else prepared.place(experiment.validation)
+
+    def validate() -> float:
+        if validation is None:
+            raise ValueError("there are no validation tasks")
+        return float(evaluate(learner, validation, experiment.measure).after.mean())
+
+    def schedule(step: int) -> TaskBatch:
+        return prepared.place(experiment.train.meta_batch(step, config.tasks_per_step, config.seed))
+
+    plan = TrainingPlan(
+        config.meta_steps, config.clip_norm, config.validation.every, config.validation.patience, config.max_skipped
+    )
+    return Trainer(learner, optimizer, schedule, plan, scheduler=scheduler, validate=validate)
+
+
+def _from_torch(what: str, module: Any, name: str) -> Callable[..., Any]:
+    base = torch.optim.Optimizer if what == "optimizer" else torch.optim.lr_scheduler.LRScheduler
+    kinds = {
+        key: kind
+        for key, kind in vars(module).items()
+        if isinstance(kind, type) and issubclass(kind, base) and not key.startswith("_")
+    }
+    kind = kinds[checks.one_of(what, name, kinds)]
+
+    def make(*args: Any, **options: Any) -> Any:
+        try:
+            return kind(*args, **options)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{what} {name} refuses its options: {error}") from error
+
+    return make
+
+
+def _events(directory: RunDirectory, step: int) -> Observer:
+    """Return a writer of TensorBoard events, or nothing when the extra is not installed."""
+    if importlib.util.find_spec("tensorboard") is None:
+        return lambda record: None
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(directory.events), purge_step=step)
+
+    def write(record: dict[str, Any]) -> None:
+        for name in ("loss", "grad_norm", "validation", "lr"):
+            if record.get(name) is not None:
+                writer.add_scalar(name, record[name], record["step"])
+
+    return write
+
+
+def _finish(prepared: Prepared, trainer: Trainer, directory: RunDirectory) -> dict[str, Any]:
+    """Test the best state that validation saw, or the last one, and leave summary and pictures behind."""
+    from . import plots  # matplotlib takes half a second that a failed run need not wait for
+
+    if trainer.best_state is not None:
+        checkpoint.load_module(trainer.learner, trainer.best_state, "the best checkpoint")
+    experiment = prepared.experiment
+    test = prepared.place(experiment.test)
+    result = evaluate(prepared.learner, test, experiment.measure)
+    adam = _adam(prepared, test)
+    progress, config = trainer.progress, prepared.config
+    summary = {
+        "experiment": config.experiment,
+        "method": config.method["name"],
+        "config": config.model_dump(mode="json"),
+        "seed": config.seed,
+        "device": str(prepared.device),
+        "dtype": config.dtype,
+        "meta_steps": progress.step,
+        "seconds": progress.seconds,
+        "seconds_per_meta_step": progress.seconds / progress.step,
+        "peak_memory_bytes": peak_memory_bytes(prepared.device),
+        "n_grad_per_meta_step": progress.n_grad / progress.step,
+        "n_hvp_per_meta_step": progress.n_hvp / progress.step,
+        "skipped_meta_steps": progress.skipped,
+        "hyperparameters": {name: _plain(value) for name, value in prepared.learner.hyper.items()},
+        "validation": {"best": progress.best, "step": progress.best_step} if progress.best is not None else None,
+        "test": test_summary(experiment, result),
+        "test_adam": {str(epoch): float(values.mean()) for epoch, values in adam if epoch % 100 == 0},
+        "verdict": verdict(experiment, result),
+        "facts": dict(experiment.facts),
+        "torch": torch.__version__,
+        "run_dir": str(directory.path),
+    }
+    records = read_metrics(directory.metrics)
+    plots.save(plots.curves(records, experiment, result, adam, title=_title(prepared)), directory.curves)
+    if experiment.scene is not None:
+        plots.save(plots.adaptation(prepared, experiment.scene, title=_title(prepared)), directory.adaptation)
+    write_atomically(directory.summary, json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def _adam(prepared: Prepared, test: TaskBatch) -> list[tuple[int, Tensor]]:
+    epochs = prepared.config.test.adam_epochs
+    if not epochs:
+        return []
+    return adam_curve(prepared.learner, test, prepared.experiment.measure, epochs=epochs)
+
+
+def _title(prepared: Prepared) -> str:
+    method = prepared.config.method
+    options = (f"{key.replace('_', ' ')} {value}" for key, value in method.items() if value not in (None, [], 0.0))
+    return f"{prepared.config.experiment} · {', '.join(options).removeprefix('name ')}"
+
+
+def _plain(value: Tensor) -> float | dict[str, float]:
+    if value.numel() == 1:
+        return float(value)
+    return {"min": float(value.min()), "mean": float(value.mean()), "max": float(value.max())}
+
+
+def test_summary(experiment: Experiment, result: Evaluation) -> dict[str, Any]:
+    """Return the ``test`` part of a summary: metric, means before and after, spread, other units and baselines."""
+    summary: dict[str, Any] = {"metric": experiment.metric, **result.summary()}
+    for unit, factor in experiment.units.items():
+        summary[unit] = {key: summary[key] * factor for key in ("before", "after", "std", "ci95")}
+    if experiment.baselines:
+        tasks = len(result.after)
+        summary["baselines"] = {name: float(value[:tasks].mean()) for name, value in experiment.baselines.items()}
+    return summary
+
+
+def verdict(experiment: Experiment, result: Evaluation) -> str:
+    """Return in plain words whether adaptation helped, and how the method stands against the baselines.
+
+    Differences are paired over tasks, and called so only where their 95 % interval leaves out zero.
+    """
+    (unit, factor), *_ = [*experiment.units.items(), (experiment.metric, 1.0)]
+
+    def shown(value: Tensor) -> str:
+        return f"{float(value.mean()) * factor:.3f}"
+
+    after = result.after.double().cpu()
+    text = [
+        f"Adaptation {_compare(after, result.before.double().cpu(), 'lowers', 'raises', 'does not clearly change')} "
+        f"the error: {shown(result.before)} before, {shown(result.after)} after ({unit})."
+    ]
+    for name, values in experiment.baselines.items():
+        other = values[: len(after)].double()
+        label = name.replace("_", "-")
+        text.append(
+            f"The {label} baseline ({shown(other)}) "
+            f"{_compare(after, other, 'is beaten', 'WINS', 'cannot be told from the method on these tasks')}."
+        )
+    return " ".join(text)
+
+
+def _compare(ours: Tensor, theirs: Tensor, lower: str, higher: str, unclear: str) -> str:
+    difference = ours - theirs
+    mean = float(difference.mean())
+    half_width = 1.96 * float(difference.std()) / math.sqrt(len(difference)) if len(difference) > 1 else math.inf
+    if abs(mean) <= half_width:
+        return unclear
+    return lower if mean < 0 else higher
+
+
+def evaluate_run(directory: RunDirectory, *, data_dir: Path | None = None, tasks: int | None = None) -> dict[str, Any]:
+    """Test a trained run again, on its first ``tasks`` test tasks, and return its summary with the new figures.
+
+    Raises:
+        ValueError: if the directory holds no readable run, or has fewer test tasks.
+    """
+    config = directory.read_config()
+    if not directory.checkpoint.is_file():
+        raise ValueError(f"{directory.path} has no checkpoint yet; train it first")
+    prepared = prepare(config, data_dir)
+    state: Mapping[str, Any] = checkpoint.load(directory.checkpoint, prepared.device)["trainer"]
+    best = state["best_model"] or state["model"]
+    checkpoint.load_module(prepared.learner, best, str(directory.checkpoint))
+    available = len(prepared.experiment.test)
+    if tasks is not None and not 1 <= tasks <= available:
+        raise ValueError(f"--tasks should be between 1 and {available}, the test tasks of this run, got {tasks}")
+    test = prepared.place(prepared.experiment.test[: tasks or available])
+    result = evaluate(prepared.learner, test, prepared.experiment.measure)
+    return {
+        "experiment": config.experiment,
+        "method": config.method["name"],
+        "seed": config.seed,
+        "device": str(prepared.device),
+        "dtype": config.dtype,
+        "meta_steps": state["progress"]["step"],
+        "test": test_summary(prepared.experiment, result),
+        "verdict": verdict(prepared.experiment, result),
+        "run_dir": str(directory.path),
+    }
