@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil, comb, sqrt
 from typing import NamedTuple, Protocol
@@ -68,16 +68,20 @@ class Discrete:
     def solve(self, tableau: ButcherTableau, field: DifferentiableField, grid: UniformGrid, y0: Tensor) -> Solve:
         """Solve from y0, keeping what the way back needs."""
         checks.rows("the initial state", y0)
-        kept: list[list[Tensor]] = []
-        keep_all = self.store == "stages" or tableau.solution_stages == 1
+        rebuild = self.store == "steps" and tableau.solution_stages > 1
+        # One block for all states: kept one by one, they would sit between the field's temporaries and make the
+        # allocator's heap grow with the steps by far more than their own size.
+        stages = 1 if rebuild else tableau.solution_stages
+        kept = y0.new_empty((grid.steps, stages, *y0.shape))
 
-        def record(index: int, y: Tensor, taken: Step) -> None:
-            kept.append(taken.states if keep_all else [y])
+        def record(index: int, taken: Step) -> None:
+            for place, state in zip(kept[index], taken.states, strict=False):
+                place.copy_(state)
 
         end = integrate(tableau, field, grid, y0, record=record)
 
-        def states(index: int) -> list[Tensor]:
-            return kept[index] if keep_all else _stage_states(tableau, field, grid, index, kept[index][0])
+        def states(index: int) -> Sequence[Tensor]:
+            return _stage_states(tableau, field, grid, index, kept[index, 0]) if rebuild else kept[index].unbind()
 
         return Solve(end, finite_codes(end), lambda w: _sweep(tableau, field, grid, states, w))
 
@@ -118,7 +122,7 @@ class Checkpointed:
                 kept.append((at, y))
             return integrate(tableau, field, grid, y, first=at, last=index)
 
-        def states(index: int) -> list[Tensor]:
+        def states(index: int) -> Sequence[Tensor]:
             return _stage_states(tableau, field, grid, index, state(index))
 
         end = integrate(tableau, field, grid, state(grid.steps - 1), first=grid.steps - 1)
@@ -137,7 +141,7 @@ def _sweep(
     tableau: ButcherTableau,
     field: DifferentiableField,
     grid: UniformGrid,
-    states: Callable[[int], list[Tensor]],
+    states: Callable[[int], Sequence[Tensor]],
     w: Tensor,
 ) -> Cotangents:
     """Transpose the steps from the last to the first."""

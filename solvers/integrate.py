@@ -11,8 +11,8 @@ from . import checks
 from .runge_kutta import Field, Step, Time, step
 from .tableaus import ButcherTableau
 
-# Called before each step is left behind: (index of the step, state at its start, the step).
-Recorder = Callable[[int, Tensor, Step], None]
+# Sees every step before it is forgotten: (its index, the step).
+Recorder = Callable[[int, Step], None]
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,6 @@ def integrate(
     for index in range(first, grid.steps if last is None else last):
         taken = step(tableau, field, grid.time(index), h, y)
         if record is not None:
-            record(index, y, taken)
+            record(index, taken)
         y = taken.end
     return y

@@ -82,7 +82,9 @@ def transpose(
     """Pull the cotangent w of a step's end back through that step, exactly.
 
     With κ_i = b_i w + Σ_{j>i} a_ji Ȳ_j and Ȳ_i = J(Y_i)ᵀ h κ_i, from the last stage to the first,
+
         ȳ = w + Σ_i Ȳ_i,   h̄ = Σ_i ⟨κ_i, k_i⟩   (a field without explicit time)
+
     (Hager 2000, Runge-Kutta methods in optimal control; Sanz-Serna 2016, SIAM Review 58, Theorem 2.1).
 
     Args:

@@ -21,7 +21,9 @@ class ButcherTableau:
     """Coefficients of an explicit Runge-Kutta method, checked at construction.
 
     One step of size h from y is
+
         k_i = f(t + c_i h, Y_i),   Y_i = y + h Σ_{j<i} a_ij k_j,   y⁺ = y + h Σ_i b_i k_i,
+
     and h Σ_i (b_i − b̂_i) k_i estimates its error when an embedded method b̂ is given.
 
     Args:
