@@ -15,6 +15,7 @@ from .tasks import Batch
 
 # loss(prediction, target) → scalar, for the points of one task.
 Loss = Callable[[Tensor, Tensor], Tensor]
+Weights = dict[str, Tensor]
 
 _ELEMENTWISE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
 _ELEMENTWISE_FUNCTIONS = (
@@ -41,27 +42,39 @@ class BatchedModel:
 
     def predict(self, phi: Tensor, psi: Tensor, x: Tensor) -> Tensor:
         """Return predictions ``[tasks, points, ...]`` for inputs ``[tasks, points, ...]``."""
-        shared = self.rows.psi.unflatten(psi)
-
-        def one(adapted: dict[str, Tensor], x: Tensor) -> Tensor:
-            prediction: Tensor = functional_call(self.model, {**adapted, **shared}, (x,))
-            return prediction
-
-        return vmap(one)(self.rows.theta.unflatten(phi), x)
+        return vmap(self._predictor(psi))(self.rows.theta.unflatten(phi), x)
 
     def losses(self, phi: Tensor, psi: Tensor, batch: Batch) -> Tensor:
         """Return one loss a task, ``[tasks]``."""
-        return self.prediction_losses(self.predict(phi, psi, batch.x), batch.y)
+        predict = self._predictor(psi)
+
+        def one(adapted: Weights, x: Tensor, y: Tensor) -> Tensor:
+            return self.loss(predict(adapted, x), y)
+
+        return _one_a_task(vmap(one)(self.rows.theta.unflatten(phi), batch.x, batch.y))
 
     def prediction_losses(self, prediction: Tensor, y: Tensor) -> Tensor:
         """Return one loss a task ``[tasks]`` from predictions and targets ``[tasks, points, ...]``."""
-        losses = vmap(self.loss)(prediction, y)
-        if losses.ndim != 1:
-            raise ValueError(
-                f"loss must return a scalar for each task, got shape {list(losses.shape[1:])}; "
-                "use reduction='mean' or 'sum'"
-            )
-        return losses
+        return _one_a_task(vmap(self.loss)(prediction, y))
+
+    def _predictor(self, psi: Tensor) -> Callable[[Weights, Tensor], Tensor]:
+        """Return the model of one task as a function of its adapted weights and its points."""
+        shared = self.rows.psi.unflatten(psi)
+
+        def predict(adapted: Weights, x: Tensor) -> Tensor:
+            prediction: Tensor = functional_call(self.model, {**adapted, **shared}, (x,))
+            return prediction
+
+        return predict
+
+
+def _one_a_task(losses: Tensor) -> Tensor:
+    if losses.ndim != 1:
+        raise ValueError(
+            f"loss must return a scalar for each task, got shape {list(losses.shape[1:])}; "
+            "use reduction='mean' or 'sum'"
+        )
+    return losses
 
 
 def check_module(model: nn.Module) -> None:
