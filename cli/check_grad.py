@@ -3,45 +3,34 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from dataclasses import replace
 
 import click
 
-from .options import configuration_options, json_option, overrides
+from .options import Asked, configuration_options, json_option
 
 
 @click.command(name="check-grad")
 @configuration_options
 @json_option
-def command(
-    experiment: str | None,
-    method: str | None,
-    file: Path | None,
-    assignments: tuple[str, ...],
-    seed: int | None,
-    device: str | None,
-    dtype: str | None,
-    data_dir: Path | None,
-    as_json: bool,
-) -> None:
+def command(asked: Asked, as_json: bool) -> None:
     """Compare meta-gradients on EXPERIMENT with exact reverse mode through every inner step, in float64.
 
     Without --method, all methods are compared; with it, each parameter's error is shown too.
     """
     from adjoint_meta.experiments import gradient_check
     from adjoint_meta.experiments.config import METHODS
-    from adjoint_meta.experiments.registry import resolve
-    from adjoint_meta.experiments.run import prepare
+    from adjoint_meta.experiments.prepare import prepare
 
     from .tables import show_table
 
-    if dtype not in (None, "float64"):
-        raise click.UsageError(f"check-grad compares in float64, got --dtype {dtype}")
-    asked = overrides(file, assignments, seed, device, "float64")
-    named = method or ("method" in asked and resolve(asked, experiment).method["name"])
+    if asked.keys.get("dtype", "float64") != "float64":
+        raise click.UsageError(f"check-grad compares in float64, got --dtype {asked.keys['dtype']}")
+    named = asked.method or ("method" in asked.keys and asked.resolve().method["name"])
     results = {}
     for name in [named] if named else METHODS:
-        prepared = prepare(resolve(asked, experiment, name), data_dir)
+        config = replace(asked, method=name).resolve(dtype="float64")
+        prepared = prepare(config, asked.data_dir)
         tasks = prepared.place(prepared.experiment.train.meta_batch(0, prepared.config.tasks_per_step, 0))
         found = gradient_check.compare(prepared.learner, tasks)
         results[name] = (found, gradient_check.note(prepared.learner.method))
@@ -55,10 +44,12 @@ def command(
                 for name, (r, note) in results.items()
             ],
             title=f"{prepared.config.experiment}: meta-gradient against reverse mode through all inner steps, float64",
+            numbers=True,
         )
         if named:
             rows = [[name, f"{error:.1e}"] for name, error in results[named][0].errors.items()]
-            show_table(["parameter", "relative error"], rows)
+            click.echo()
+            show_table(["parameter", "relative error"], rows, numbers=True)
     failed = [name for name, (found, _) in results.items() if found.failed]
     if failed:
         raise RuntimeError(f"{', '.join(failed)} should be exact but is off by more than rounding; please report it")

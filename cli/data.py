@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from .options import data_dir_option, json_option
+from .tables import show_table
+
 if TYPE_CHECKING:
     from adjoint_meta.experiments.data.catalogue import DataSet
 
 MEGABYTE = 1_000_000
-
-data_dir_option = click.option(
-    "--data-dir",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Look here before the cache, instead of in ADJOINT_META_DATA. It is only read.",
-)
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 
 
 @click.group(name="data")
@@ -42,7 +37,7 @@ def list_sets(data_dir: Path | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"searched": folders, "sets": sets}))
         return
-    _table(
+    show_table(
         ("name", "what", "size", "where"),
         [(each["name"], each["summary"], _size(each["bytes"]), each["path"] or "not here") for each in sets],
     )
@@ -126,7 +121,7 @@ def verify(name: str | None, data_dir: Path | None, as_json: bool) -> None:
         click.echo(json.dumps({"sets": sets, "missing": missing}))
         return
     columns = ("name", "users", "items", "ratings", "mean", "SHA-256 of", "where")
-    _table(columns, [_verified_row(facts) for facts in sets])
+    show_table(columns, [_verified_row(facts) for facts in sets])
     if missing:
         click.echo(f"not here: {', '.join(missing)}")
 
@@ -165,24 +160,6 @@ def _verified_row(facts: dict[str, Any]) -> tuple[str, ...]:
 
 def _size(size: int | None) -> str:
     return "" if size is None else f"{size / MEGABYTE:.1f} MB"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table for a person at a terminal, or aligned lines without wrapping for a file or a pipe."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Column, Table
-
-    console = Console()
-    if console.is_terminal:
-        table = Table(*(Column(name, overflow="fold") for name in head))
-        for row in rows:
-            table.add_row(*map(escape, row))
-        console.print(table)
-        return
-    widths = [max(len(cell) for cell in column) for column in zip(head, *rows, strict=True)]
-    for row in (head, *rows):
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 @contextmanager

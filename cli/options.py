@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
     from adjoint_meta.experiments.config import RunConfig
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 data_dir_option = click.option(
@@ -21,58 +21,66 @@ data_dir_option = click.option(
     help="Where data sets lie; else ADJOINT_META_DATA, else the user's cache.",
 )
 
-
-def configuration_options(command: F) -> F:
-    """Add the options from which a configuration is resolved."""
-    for option in reversed(
-        (
-            click.argument("experiment", required=False),
-            click.option("--method", metavar="NAME", help="adjoint, imaml, maml, fomaml or reptile."),
-            click.option(
-                "--config", "file", type=click.Path(path_type=Path), metavar="FILE", help="YAML configuration."
-            ),
-            click.option(
-                "--set",
-                "assignments",
-                multiple=True,
-                metavar="KEY=VALUE",
-                help="Set any configuration key: --set method.horizon=1.0 --set meta_steps=200.",
-            ),
-            click.option("--seed", type=int, metavar="N", help="Seed of tasks and weights."),
-            click.option("--device", metavar="auto|cpu|cuda", help="Where to compute."),
-            click.option("--dtype", metavar="float32|float64", help="Precision."),
-            data_dir_option,
-        )
-    ):
-        command = option(command)
-    return command
+_CONFIGURATION = (
+    click.argument("experiment", required=False),
+    click.option("--method", metavar="NAME", help="adjoint, imaml, maml, fomaml or reptile."),
+    click.option("--config", "file", type=click.Path(path_type=Path), metavar="FILE", help="YAML configuration."),
+    click.option(
+        "--set",
+        "assignments",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Set any configuration key: --set method.horizon=1.0 --set meta_steps=200.",
+    ),
+    click.option("--seed", type=int, metavar="N", help="Seed of tasks and weights."),
+    click.option("--device", metavar="auto|cpu|cuda", help="Where to compute."),
+    click.option("--dtype", metavar="float32|float64", help="Precision."),
+    data_dir_option,
+)
 
 
-def overrides(
-    file: Path | None, assignments: tuple[str, ...], seed: int | None, device: str | None, dtype: str | None
-) -> dict[str, Any]:
-    """Return what the user asked for: the file, then --set, then the flags."""
-    from adjoint_meta.experiments.config import merge, parse_assignments, read_yaml
+@dataclass(frozen=True)
+class Asked:
+    """What the user asked for: two names, and the keys of the file, --set and the flags, the later ones winning."""
 
-    flags = {"seed": seed, "device": device, "dtype": dtype}
-    asked = merge(read_yaml(file) if file else {}, parse_assignments(assignments))
-    return merge(asked, {key: value for key, value in flags.items() if value is not None})
+    experiment: str | None
+    method: str | None
+    keys: dict[str, Any]
+    data_dir: Path | None
+
+    def resolve(self, **more: Any) -> RunConfig:
+        """Return the resolved configuration, ``more`` winning over the keys.
+
+        Raises:
+            ValueError: for an unknown name or key, or a value that does not fit.
+        """
+        from adjoint_meta.experiments.registry import resolve
+
+        return resolve({**self.keys, **more}, self.experiment, self.method)
 
 
-def resolve_options(
-    experiment: str | None,
-    method: str | None,
-    file: Path | None,
-    assignments: tuple[str, ...],
-    seed: int | None,
-    device: str | None,
-    dtype: str | None,
-) -> RunConfig:
-    """Return the resolved configuration.
+def configuration_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options from which a configuration is resolved, and hand them to the command as ``asked``."""
 
-    Raises:
-        ValueError: for an unknown name or key, or a value that does not fit.
-    """
-    from adjoint_meta.experiments.registry import resolve
+    @functools.wraps(command)
+    def collect(
+        experiment: str | None,
+        method: str | None,
+        file: Path | None,
+        assignments: tuple[str, ...],
+        seed: int | None,
+        device: str | None,
+        dtype: str | None,
+        data_dir: Path | None,
+        **others: Any,
+    ) -> None:
+        from adjoint_meta.experiments.config import merge, parse_assignments, read_yaml
 
-    return resolve(overrides(file, assignments, seed, device, dtype), experiment, method)
+        flags = {"seed": seed, "device": device, "dtype": dtype}
+        keys = merge(read_yaml(file) if file else {}, parse_assignments(assignments))
+        keys = merge(keys, {key: value for key, value in flags.items() if value is not None})
+        command(asked=Asked(experiment, method, keys, data_dir), **others)
+
+    for option in reversed(_CONFIGURATION):
+        collect = option(collect)
+    return collect

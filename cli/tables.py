@@ -9,18 +9,39 @@ from typing import Any
 import click
 
 
-def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
-    """Print a table; numbers line up on the right."""
+def show_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None, numbers: bool = False
+) -> None:
+    """Print a table for a person at a terminal, or aligned lines without wrapping for a file or a pipe.
+
+    Args:
+        numbers: every column but the first lines up on the right.
+    """
+    if not sys.stdout.isatty():
+        _plain(columns, rows, title, numbers)
+        return
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(title=title and escape(title), title_justify="left", box=None, padding=(0, 2, 0, 0))
     for index, name in enumerate(columns):
-        table.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
+        table.add_column(name, justify="right" if numbers and index else "left", overflow="fold")
     for row in rows:
-        table.add_row(*row)
-    # Not a terminal: as wide as the content, so that nothing is folded in a log.
-    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160).print(table)
+        table.add_row(*map(escape, row))
+    Console().print(table)
+
+
+def _plain(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None, numbers: bool) -> None:
+    if title:
+        click.echo(title)
+    widths = [max(len(cell) for cell in column) for column in zip(columns, *rows, strict=True)]
+    for row in (columns, *rows):
+        cells = [
+            cell.rjust(width) if numbers and index else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        click.echo("  ".join(cells).rstrip())
 
 
 def show_test(summary: dict[str, Any]) -> None:
@@ -39,6 +60,7 @@ def show_test(summary: dict[str, Any]) -> None:
         ["", "before", "after", "95 % interval", "std over tasks"],
         rows,
         title=f"{summary['experiment']} · {summary['method']} · {test['tasks']} test tasks",
+        numbers=True,
     )
     click.echo()
     click.echo(summary["verdict"])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import configuration_options, json_option, overrides, resolve_options
+from .options import Asked, configuration_options, json_option
 
 if TYPE_CHECKING:
     from adjoint_meta.experiments.config import RunConfig
@@ -23,19 +23,7 @@ if TYPE_CHECKING:
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Run directory (default: runs/…).")
 @click.option("--resume", is_flag=True, help="Continue the run in --out from its checkpoint.")
 @json_option
-def command(
-    experiment: str | None,
-    method: str | None,
-    file: Path | None,
-    assignments: tuple[str, ...],
-    seed: int | None,
-    device: str | None,
-    dtype: str | None,
-    data_dir: Path | None,
-    out: Path | None,
-    resume: bool,
-    as_json: bool,
-) -> None:
+def command(asked: Asked, out: Path | None, resume: bool, as_json: bool) -> None:
     """Meta-train on EXPERIMENT (default: cosmixture), test the result and draw it.
 
     The run directory holds config.yaml, metrics.jsonl, checkpoint.pt, summary.json and pictures. Ctrl-C saves; the
@@ -49,15 +37,15 @@ def command(
     if resume and out is None:
         raise click.UsageError("--resume needs the run directory: --out DIR")
     if resume and out is not None and RunDirectory(out).config.exists():
-        config = _continued(RunDirectory(out), experiment, method, overrides(file, assignments, seed, device, dtype))
+        config = _continued(RunDirectory(out), asked)
     else:
-        config = resolve_options(experiment, method, file, assignments, seed, device, dtype)
+        config = asked.resolve()
     directory = RunDirectory(out or free_directory(Path("runs") / f"{config.experiment}-{config.method['name']}"))
 
     with progress(config.meta_steps) as observe, _stop_on_signal() as asked_to_stop:
         try:
             summary = train(
-                config, directory, data_dir=data_dir, resume=resume, observe=observe, should_stop=asked_to_stop
+                config, directory, data_dir=asked.data_dir, resume=resume, observe=observe, should_stop=asked_to_stop
             )
         except Interrupted as stopped:
             click.echo(
@@ -71,12 +59,15 @@ def command(
         _show(config, directory, summary)
 
 
-def _continued(directory: RunDirectory, experiment: str | None, method: str | None, asked: dict[str, Any]) -> RunConfig:
-    stored = directory.read_config()
-    for what, given, held in (("experiment", experiment, stored.experiment), ("method", method, stored.method["name"])):
-        if given is not None and given != held:
-            raise click.UsageError(f"{directory.path} holds a run of {what} {held!r}, not {given!r}")
-    return directory.continued(asked)
+def _continued(directory: RunDirectory, asked: Asked) -> RunConfig:
+    held = directory.read_config()
+    for what, given, own in (
+        ("experiment", asked.experiment, held.experiment),
+        ("method", asked.method, held.method["name"]),
+    ):
+        if given is not None and given != own:
+            raise click.UsageError(f"{directory.path} holds a run of {what} {own!r}, not {given!r}")
+    return directory.continued(asked.keys)
 
 
 @contextmanager

@@ -11,8 +11,8 @@ import torch
 
 from .data.locate import search_path
 from .gradient_check import compare
+from .prepare import prepare
 from .registry import resolve
-from .run import prepare
 
 PACKAGES = ("adjoint-meta", "torch", "torchvision", "torchdiffeq", "numpy", "scipy", "matplotlib", "tensorboard")
 

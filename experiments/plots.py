@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,10 +16,9 @@ from torch import Tensor
 
 from adjoint_meta.evaluation import Evaluation
 
-if TYPE_CHECKING:
-    from .registry import Experiment
-    from .regression import Scene
-    from .run import Prepared
+from .prepare import Prepared
+from .registry import Experiment
+from .regression import Scene
 
 # Okabe and Ito's palette, told apart by every kind of colour vision.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"

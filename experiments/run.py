@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +12,17 @@ import torch
 from torch import Tensor
 
 from adjoint_meta import checkpoint
-from adjoint_meta.evaluation import Evaluation, adam_curve, evaluate
-from adjoint_meta.learner import MetaLearner
+from adjoint_meta.evaluation import adam_curve, evaluate
 from adjoint_meta.solvers import checks
 from adjoint_meta.tasks import TaskBatch
 from adjoint_meta.training import Trainer, TrainingPlan
 
+from . import plots
 from .config import RunConfig
 from .measure import peak_memory_bytes
-from .registry import Experiment, build
+from .prepare import Prepared, prepare
 from .run_directory import MetricsLog, RunDirectory, read_metrics, write_atomically
+from .summary import test_summary, verdict
 
 Observer = Callable[[dict[str, Any]], None]
 
@@ -38,53 +37,6 @@ class Interrupted(Exception):
     def __init__(self, step: int) -> None:
         super().__init__(f"stopped after meta-step {step}")
         self.step = step
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Everything a run needs, on its device and in its dtype."""
-
-    config: RunConfig
-    experiment: Experiment
-    learner: MetaLearner
-    device: torch.device
-    dtype: torch.dtype
-
-    def place(self, tasks: TaskBatch) -> TaskBatch:
-        """Move tasks to the run's device and dtype."""
-        return tasks.to(self.device, self.dtype)
-
-
-def prepare(config: RunConfig, data_dir: Path | None = None) -> Prepared:
-    """Build the experiment and the learner; nothing is written.
-
-    Raises:
-        ValueError, TypeError: if the configuration cannot work.
-        MissingDataError: if the data set is not here.
-    """
-    device = choose_device(config.device)
-    dtype = getattr(torch, config.dtype)
-    experiment = build(config, data_dir)
-    learner = MetaLearner(
-        experiment.model.to(device, dtype),
-        experiment.loss,
-        config.build_method(),
-        adapt=config.adapt,
-        mode=config.mode,
-        chunk_size=config.chunk_size,
-    )
-    return Prepared(config, experiment, learner, device, dtype)
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device: ``auto`` is CUDA where there is one.
-
-    Raises:
-        ValueError: if CUDA is asked for and there is none.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("no CUDA device was found; use --device cpu or auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def train(
@@ -208,8 +160,6 @@ def _events(directory: RunDirectory, step: int) -> Observer:
 
 def _finish(prepared: Prepared, trainer: Trainer, directory: RunDirectory) -> dict[str, Any]:
     """Test the best state that validation saw, or the last one, and leave summary and pictures behind."""
-    from . import plots  # matplotlib takes half a second that a failed run need not wait for
-
     if trainer.best_state is not None:
         checkpoint.load_module(trainer.learner, trainer.best_state, "the best checkpoint")
     experiment = prepared.experiment
@@ -265,51 +215,6 @@ def _plain(value: Tensor) -> float | dict[str, float]:
     if value.numel() == 1:
         return float(value)
     return {"min": float(value.min()), "mean": float(value.mean()), "max": float(value.max())}
-
-
-def test_summary(experiment: Experiment, result: Evaluation) -> dict[str, Any]:
-    """Return the ``test`` part of a summary: metric, means before and after, spread, other units and baselines."""
-    summary: dict[str, Any] = {"metric": experiment.metric, **result.summary()}
-    for unit, factor in experiment.units.items():
-        summary[unit] = {key: summary[key] * factor for key in ("before", "after", "std", "ci95")}
-    if experiment.baselines:
-        tasks = len(result.after)
-        summary["baselines"] = {name: float(value[:tasks].mean()) for name, value in experiment.baselines.items()}
-    return summary
-
-
-def verdict(experiment: Experiment, result: Evaluation) -> str:
-    """Return in plain words whether adaptation helped, and how the method stands against the baselines.
-
-    Differences are paired over tasks, and called so only where their 95 % interval leaves out zero.
-    """
-    (unit, factor), *_ = [*experiment.units.items(), (experiment.metric, 1.0)]
-
-    def shown(value: Tensor) -> str:
-        return f"{float(value.mean()) * factor:.3f}"
-
-    after = result.after.double().cpu()
-    text = [
-        f"Adaptation {_compare(after, result.before.double().cpu(), 'lowers', 'raises', 'does not clearly change')} "
-        f"the error: {shown(result.before)} before, {shown(result.after)} after ({unit})."
-    ]
-    for name, values in experiment.baselines.items():
-        other = values[: len(after)].double()
-        label = name.replace("_", "-")
-        text.append(
-            f"The {label} baseline ({shown(other)}) "
-            f"{_compare(after, other, 'is beaten', 'WINS', 'cannot be told from the method on these tasks')}."
-        )
-    return " ".join(text)
-
-
-def _compare(ours: Tensor, theirs: Tensor, lower: str, higher: str, unclear: str) -> str:
-    difference = ours - theirs
-    mean = float(difference.mean())
-    half_width = 1.96 * float(difference.std()) / math.sqrt(len(difference)) if len(difference) > 1 else math.inf
-    if abs(mean) <= half_width:
-        return unclear
-    return lower if mean < 0 else higher
 
 
 def evaluate_run(directory: RunDirectory, *, data_dir: Path | None = None, tasks: int | None = None) -> dict[str, Any]:

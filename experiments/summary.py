@@ -1,0 +1,57 @@
+"""What a test says, in figures and in words."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+from adjoint_meta.evaluation import Evaluation
+
+from .registry import Experiment
+
+
+def test_summary(experiment: Experiment, result: Evaluation) -> dict[str, Any]:
+    """Return the ``test`` part of a summary: metric, means before and after, spread, other units and baselines."""
+    summary: dict[str, Any] = {"metric": experiment.metric, **result.summary()}
+    for unit, factor in experiment.units.items():
+        summary[unit] = {key: summary[key] * factor for key in ("before", "after", "std", "ci95")}
+    if experiment.baselines:
+        tasks = len(result.after)
+        summary["baselines"] = {name: float(value[:tasks].mean()) for name, value in experiment.baselines.items()}
+    return summary
+
+
+def verdict(experiment: Experiment, result: Evaluation) -> str:
+    """Return in plain words whether adaptation helped, and how the method stands against the baselines.
+
+    Differences are paired over tasks, and called so only where their 95 % interval leaves out zero.
+    """
+    (unit, factor), *_ = [*experiment.units.items(), (experiment.metric, 1.0)]
+
+    def shown(value: Tensor) -> str:
+        return f"{float(value.mean()) * factor:.3f}"
+
+    after = result.after.double().cpu()
+    text = [
+        f"Adaptation {_compare(after, result.before.double().cpu(), 'lowers', 'raises', 'does not clearly change')} "
+        f"the error: {shown(result.before)} before, {shown(result.after)} after ({unit})."
+    ]
+    for name, values in experiment.baselines.items():
+        other = values[: len(after)].double()
+        label = name.replace("_", "-")
+        text.append(
+            f"The {label} baseline ({shown(other)}) "
+            f"{_compare(after, other, 'is beaten', 'WINS', 'cannot be told from the method on these tasks')}."
+        )
+    return " ".join(text)
+
+
+def _compare(ours: Tensor, theirs: Tensor, lower: str, higher: str, unclear: str) -> str:
+    difference = ours - theirs
+    mean = float(difference.mean())
+    half_width = 1.96 * float(difference.std()) / math.sqrt(len(difference)) if len(difference) > 1 else math.inf
+    if abs(mean) <= half_width:
+        return unclear
+    return lower if mean < 0 else higher
