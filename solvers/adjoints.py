@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import checks
 from .integrate import UniformGrid, integrate
-from .runge_kutta import DifferentiableField, Step, add, step, transpose
+from .runge_kutta import DifferentiableField, Field, Step, add, step, transpose
 from .solution import finite_codes, raise_if_failed
 from .tableaus import ButcherTableau
 
@@ -75,10 +75,10 @@ class Discrete:
         kept = y0.new_empty((grid.steps, stages, *y0.shape))
 
         def record(index: int, taken: Step) -> None:
-            for place, state in zip(kept[index], taken.states, strict=False):
-                place.copy_(state)
+            for stage in range(stages):
+                kept[index, stage] = taken.states[stage]
 
-        end = integrate(tableau, field, grid, y0, record=record)
+        end = integrate(tableau, _detached(field), grid, y0.detach(), record=record)
 
         def states(index: int) -> Sequence[Tensor]:
             return _stage_states(tableau, field, grid, index, kept[index, 0]) if rebuild else kept[index].unbind()
@@ -108,7 +108,8 @@ class Checkpointed:
         """Solve from y0, leaving the snapshots of the schedule's first descent behind."""
         checks.rows("the initial state", y0)
         snapshots = min(self.snapshots or ceil(sqrt(2 * grid.steps)), grid.steps)
-        kept = [(0, y0)]
+        kept = [(0, y0.detach())]
+        values = _detached(field)
 
         def state(index: int) -> Tensor:
             """Run from the last snapshot to the start of step ``index``, leaving snapshots where the schedule wants."""
@@ -117,16 +118,21 @@ class Checkpointed:
             base, y = kept[-1]
             at = base
             for offset in placements(index + 1 - base, snapshots - len(kept)):
-                y = integrate(tableau, field, grid, y, first=at, last=base + offset)
+                y = integrate(tableau, values, grid, y, first=at, last=base + offset)
                 at = base + offset
                 kept.append((at, y))
-            return integrate(tableau, field, grid, y, first=at, last=index)
+            return integrate(tableau, values, grid, y, first=at, last=index)
 
         def states(index: int) -> Sequence[Tensor]:
             return _stage_states(tableau, field, grid, index, state(index))
 
-        end = integrate(tableau, field, grid, state(grid.steps - 1), first=grid.steps - 1)
+        end = integrate(tableau, values, grid, state(grid.steps - 1), first=grid.steps - 1)
         return Solve(end, finite_codes(end), lambda w: _sweep(tableau, field, grid, states, w))
+
+
+def _detached(field: Field) -> Field:
+    """Return the field without a graph: the pullback replaces it, and grad mode may be on around a solve."""
+    return lambda t, y: field(t, y).detach()
 
 
 def _stage_states(
@@ -134,7 +140,7 @@ def _stage_states(
 ) -> list[Tensor]:
     if tableau.solution_stages == 1:
         return [y]
-    return step(tableau, field, grid.time(index), grid.step_size, y).states
+    return step(tableau, _detached(field), grid.time(index), grid.step_size, y).states
 
 
 def _sweep(
