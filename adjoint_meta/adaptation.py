@@ -77,8 +77,9 @@ def descend(flow: GradientFlow, phi: Tensor, lr: float, max_steps: int, tol: flo
         if tol > 0:
             size = torch.linalg.vector_norm(slope, dim=1, keepdim=True)
             bound = tol * size if bound is None else bound
-            if bool((size <= bound).all()):
+            done = (size <= bound) & torch.isfinite(size)  # a gradient that is not finite must not pass for a small one
+            if bool(done.all()):
                 break
-            slope = torch.where(size > bound, slope, 0.0)
+            slope = torch.where(done, 0.0, slope)
         phi = phi + lr * slope
     return phi

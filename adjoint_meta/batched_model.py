@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,8 @@ class BatchedModel:
 
     def predict(self, phi: Tensor, psi: Tensor, x: Tensor) -> Tensor:
         """Return predictions ``[tasks, points, ...]`` for inputs ``[tasks, points, ...]``."""
-        return vmap(self._predictor(psi))(self.rows.theta.unflatten(phi), x)
+        with _without_randomness():
+            return vmap(self._predictor(psi))(self.rows.theta.unflatten(phi), x)
 
     def losses(self, phi: Tensor, psi: Tensor, batch: Batch) -> Tensor:
         """Return one loss a task, ``[tasks]``."""
@@ -51,7 +53,8 @@ class BatchedModel:
         def one(adapted: Weights, x: Tensor, y: Tensor) -> Tensor:
             return self.loss(predict(adapted, x), y)
 
-        return _one_a_task(vmap(one)(self.rows.theta.unflatten(phi), batch.x, batch.y))
+        with _without_randomness():
+            return _one_a_task(vmap(one)(self.rows.theta.unflatten(phi), batch.x, batch.y))
 
     def prediction_losses(self, prediction: Tensor, y: Tensor) -> Tensor:
         """Return one loss a task ``[tasks]`` from predictions and targets ``[tasks, points, ...]``."""
@@ -86,36 +89,58 @@ def check_module(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if not module.training:
             continue
+        what = f"{type(module).__name__} {name!r}"
         if getattr(module, "track_running_stats", False) and getattr(module, "running_mean", None) is not None:
             raise ValueError(
-                f"{type(module).__name__} {name!r} would update its running statistics whenever the flow is evaluated; "
-                "build it with track_running_stats=False (batch statistics), use GroupNorm, or call .eval() on it"
+                f"{what} would update its running statistics whenever the flow is evaluated; build it with "
+                "track_running_stats=False (batch statistics), use GroupNorm, or call .eval() on it"
             )
-        rate = module.p if isinstance(module, nn.modules.dropout._DropoutNd) else getattr(module, "dropout", 0.0)
-        if isinstance(rate, float) and rate > 0:
+        if type(module).__name__ in ("_SpectralNorm", "SpectralNorm"):
+            raise ValueError(f"{what} would change its vectors whenever the flow is evaluated; call .eval() on it")
+        if isinstance(module, nn.RReLU):
+            raise ValueError(f"{what} would draw random slopes {_NO_GRADIENT}; call .eval() on it")
+        rate = module.p if isinstance(module, nn.modules.dropout._DropoutNd) else getattr(module, "dropout", 0)
+        if isinstance(rate, int | float) and rate > 0:
+            raise ValueError(f"{what} would draw a new dropout mask {_NO_GRADIENT}; set p=0 or call .eval() on it")
+
+
+_NO_GRADIENT = "at every evaluation of the flow, so there would be no gradient to take"
+
+
+@contextmanager
+def _without_randomness() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if "randomness" in str(error):
             raise ValueError(
-                f"{type(module).__name__} {name!r} would draw a new dropout mask at every evaluation of the flow, so "
-                "there would be no gradient to take; set p=0 or call .eval() on it"
-            )
+                f"the model or the loss draws random numbers {_NO_GRADIENT}; switch that off, or call .eval()"
+            ) from error
+        raise
 
 
 def check_batch(what: str, batch: Batch, like: Tensor) -> None:
-    """Refuse inputs that do not fit the parameters' device or dtype.
+    """Refuse a batch that does not fit the parameters' device or dtype, or that has a mask.
 
     Raises:
         TypeError, ValueError: with what was got, what was expected and what to do.
     """
     if batch.mask is not None:
         raise ValueError(f"{what} has a mask, which losses cannot honour; give every task the same number of points")
-    for name, value in (("x", batch.x), ("y", batch.y)):
-        if value.device != like.device:
-            raise ValueError(
-                f"{what}.{name} is on {value.device} but the model is on {like.device}; use tasks.to(device)"
-            )
-        if value.is_floating_point() and value.dtype != like.dtype:
-            raise TypeError(
-                f"{what}.{name} is {value.dtype} but the model is {like.dtype}; use tasks.to(dtype={like.dtype})"
-            )
+    check_tensor(f"{what}.x", batch.x, like)
+    check_tensor(f"{what}.y", batch.y, like)
+
+
+def check_tensor(what: str, value: Tensor, like: Tensor) -> None:
+    """Refuse a tensor that does not fit the parameters' device or, if it is floating point, their dtype.
+
+    Raises:
+        TypeError, ValueError: with what was got, what was expected and what to do.
+    """
+    if value.device != like.device:
+        raise ValueError(f"{what} is on {value.device} but the model is on {like.device}; use tasks.to(device)")
+    if value.is_floating_point() and value.dtype != like.dtype:
+        raise TypeError(f"{what} is {value.dtype} but the model is {like.dtype}; use tasks.to(dtype={like.dtype})")
 
 
 def check_loss(loss: Loss, what: str, prediction: Tensor, y: Tensor) -> None:
@@ -124,9 +149,10 @@ def check_loss(loss: Loss, what: str, prediction: Tensor, y: Tensor) -> None:
     Raises:
         TypeError, ValueError: with what was got, what was expected and what to do.
     """
-    if not (isinstance(loss, _ELEMENTWISE) or loss in _ELEMENTWISE_FUNCTIONS):
+    plain = loss.func if isinstance(loss, partial) else loss
+    if not (isinstance(plain, _ELEMENTWISE) or plain in _ELEMENTWISE_FUNCTIONS):
         return
-    name = getattr(loss, "__name__", type(loss).__name__)
+    name = getattr(plain, "__name__", type(plain).__name__)
     if not y.is_floating_point():
         raise TypeError(
             f"{what}.y is {y.dtype}, but {name} is a regression loss; convert it with y.to({prediction.dtype})"
@@ -140,6 +166,14 @@ def check_loss(loss: Loss, what: str, prediction: Tensor, y: Tensor) -> None:
 
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
-    """Inside, gradients can be taken and attention runs on the math kernel: the fused ones have no double backward."""
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+    """Inside, gradients can be taken and attention runs on the math kernel: the fused ones have no double backward.
+
+    Gradients are part of adapting, so they are taken under ``torch.no_grad`` and ``torch.inference_mode`` too.
+    """
+    with torch.inference_mode(False), torch.enable_grad(), math_attention():
         yield
+
+
+def math_attention() -> AbstractContextManager[None]:
+    """Inside, attention runs on the math kernel; the fused ones have no rule for a batch of weights either."""
+    return sdpa_kernel(SDPBackend.MATH)

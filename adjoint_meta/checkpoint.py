@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,11 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; train first, or name a run directory that holds one")
     try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:  # torch.load does not look at the check sums
+                raise ValueError("a check sum is wrong")
         state = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError, OSError) as error:
+    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"{path} is not a readable checkpoint (truncated, damaged or not one of ours); delete it and train again "
             "without --resume"

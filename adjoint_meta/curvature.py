@@ -60,12 +60,15 @@ class Linearisation:
     forward pass, one backward pass and k double-backward sweeps.
     """
 
-    def __init__(self, losses: RowLosses, phi: Tensor, psi: Tensor, mode: str) -> None:
+    def __init__(self, losses: RowLosses, phi: Tensor, psi: Tensor, mode: str, *, check: bool = False) -> None:
+        """Set up; with ``check``, forward_over_reverse spends a gradient on making sure that L depends on φ."""
         self._forward = mode == "forward_over_reverse"
         self._losses = losses
         self._inputs = (phi.detach().requires_grad_(), psi.detach().requires_grad_(psi.numel() > 0))
         if self._forward:
             self._gradient: Tensor | None = None
+            if check:
+                _gradient(losses(*self._inputs), self._inputs[:1])
             return
         (self._gradient,) = _gradient(losses(*self._inputs), self._inputs[:1], create_graph=True)
 
@@ -120,6 +123,7 @@ class Curvature:
         if chunk_size is not None:
             checks.count("chunk_size", chunk_size)
         self.chunk_size = chunk_size
+        self._checked = False
         self.evaluations = Evaluations()
 
     def _chunks(self, tasks: int) -> Iterator[slice]:
@@ -141,6 +145,7 @@ class Curvature:
             row = phi[chunk].detach().requires_grad_()
             common = psi.detach().requires_grad_(shared and psi.numel() > 0)
             losses = self.model.losses(row, common, batch[chunk])
+            self._checked = True
             found = _gradient(losses, (row, common) if common.requires_grad else (row,))
             parts.append((losses.detach(), found[0]))
             if common.requires_grad:
@@ -152,8 +157,9 @@ class Curvature:
         """Return the gradient at φ ready for curvature products."""
 
         def at(chunk: slice) -> Linearisation:
-            tasks = batch[chunk]
-            return Linearisation(lambda p, q: self.model.losses(p, q, tasks), phi[chunk], psi, self.mode)
+            tasks, check = batch[chunk], not self._checked
+            self._checked = True
+            return Linearisation(lambda p, q: self.model.losses(p, q, tasks), phi[chunk], psi, self.mode, check=check)
 
         return ChunkedLinearisation(at, list(self._chunks(len(phi))), self.evaluations)
 
@@ -187,12 +193,13 @@ class ChunkedLinearisation:
         self._at = at
         self._chunks = chunks
         self._evaluations = evaluations
-        self._only = at(chunks[0]) if len(chunks) == 1 else None
+        self._only: Linearisation | None = None
 
     def product(self, v: Tensor, keep: bool = False) -> tuple[Tensor, Products]:
-        """Return (∇_φ L ``[tasks, P]``, the curvature products with v)."""
+        """Return (∇_φ L ``[tasks, P]``, the curvature products with v); the first one evaluates the gradient."""
         self._evaluations.n_hvp += 1
-        if self._only is not None:
+        if len(self._chunks) == 1:
+            self._only = self._only or self._at(self._chunks[0])
             products = self._only.product(v, keep)
             return self._only.gradient, products
         gradients, found = [], []
@@ -255,7 +262,9 @@ class HessianOperator:
         if not self.phi.is_floating_point():
             raise TypeError(f"phi must be floating point, got {self.phi.dtype}")
         with twice_differentiable():
-            self._linear = Linearisation(lambda phi, _: self.loss(phi), self.phi, self.phi.new_empty(0), self.mode)
+            self._linear = Linearisation(
+                lambda phi, _: self.loss(phi), self.phi, self.phi.new_empty(0), self.mode, check=True
+            )
 
     def __matmul__(self, v: Tensor) -> Tensor:
         checks.like("v", v, self.phi)
@@ -275,7 +284,7 @@ class HessianOperator:
         from scipy.sparse.linalg import LinearOperator
 
         def matvec(v: object) -> object:
-            vector = torch.as_tensor(v).to(self.phi).reshape(self.phi.shape)
+            vector = torch.tensor(v).to(self.phi).reshape(self.phi.shape)
             return (self @ vector).reshape(-1).cpu().numpy()
 
         size = self.phi.numel()

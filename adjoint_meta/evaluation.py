@@ -21,7 +21,8 @@ Metric = Callable[[Tensor, Batch], Tensor]
 
 def rmse(prediction: Tensor, batch: Batch) -> Tensor:
     """Return the root mean squared error of each task over its (unmasked) points, shape ``[tasks]``."""
-    squares = (prediction - batch.y).square().flatten(2).mean(dim=2)
+    squares = (prediction - batch.y).square()
+    squares = squares.reshape(*squares.shape[:2], -1).mean(dim=2)
     if batch.mask is None:
         return squares.mean(dim=1).sqrt()
     return (torch.where(batch.mask, squares, 0.0).sum(dim=1) / batch.mask.sum(dim=1)).sqrt()

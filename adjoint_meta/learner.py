@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,7 +12,16 @@ from torch.autograd.function import once_differentiable
 
 from adjoint_meta.solvers import SolverError, checks
 
-from .batched_model import BatchedModel, Loss, check_batch, check_loss, check_module, twice_differentiable
+from .batched_model import (
+    BatchedModel,
+    Loss,
+    check_batch,
+    check_loss,
+    check_module,
+    check_tensor,
+    math_attention,
+    twice_differentiable,
+)
 from .curvature import MODES, Curvature, Evaluations
 from .meta_gradients.base import MetaGradient, Method, RowGradients, meta_gradient
 from .parameters import ParameterRows
@@ -123,25 +133,36 @@ class MetaLearner(nn.Module):
         return MetaGradient(found.losses, self._rows.named(found.theta, found.psi), found.stats, dict(found.hyper))
 
     def _meta_gradient(self, tasks: TaskBatch) -> RowGradients:
-        problem, theta = self._problem(tasks.support, tasks.query)
-        with twice_differentiable():
-            try:
-                return meta_gradient(self.method, problem, theta, self.hyper)
-            except SolverError:
-                _check_finite(tasks)
-                raise
+        support, query = _parts(tasks)
+        with twice_differentiable(), _blaming_data(support, query):
+            problem, theta = self._problem(support, query)
+            return meta_gradient(self.method, problem, theta, self.hyper)
 
     def query_losses(self, tasks: TaskBatch) -> Tensor:
-        """Return the query loss of each task after adaptation, shape ``[tasks]``, without gradients."""
-        problem, theta = self._problem(tasks.support, tasks.query)
-        with twice_differentiable():
-            phi = self.method.adapt(problem, theta.repeat(len(tasks), 1), self.hyper)
-            return problem.query_losses(phi)
+        """Return the query loss of each task after adaptation, shape ``[tasks]``, without gradients.
+
+        Raises:
+            TypeError, ValueError: if the tasks do not fit the model.
+            SolverError: if the inner solve failed.
+        """
+        support, query = _parts(tasks)
+        with twice_differentiable(), _blaming_data(support, query):
+            problem, theta = self._problem(support, query)
+            phi = self.method.adapt(problem, theta.repeat(len(support), 1), self.hyper)
+            losses = problem.query_losses(phi)
+            if not bool(torch.isfinite(losses).all()):
+                raise SolverError("the query loss is not finite although the inner solve was: adapt more carefully")
+            return losses
 
     def adapt(self, support: Batch) -> Tensor:
-        """Return the adapted parameters of each task, shape ``[tasks, P]``."""
-        problem, theta = self._problem(support)
-        with twice_differentiable():
+        """Return the adapted parameters of each task, shape ``[tasks, P]``.
+
+        Raises:
+            TypeError, ValueError: if the points do not fit the model.
+            SolverError: if the inner solve failed.
+        """
+        with twice_differentiable(), _blaming_data(support):
+            problem, theta = self._problem(support)
             return self.method.adapt(problem, theta.repeat(len(support), 1), self.hyper)
 
     def initial(self, tasks: int) -> Tensor:
@@ -150,13 +171,17 @@ class MetaLearner(nn.Module):
 
     def predict(self, phi: Tensor, x: Tensor) -> Tensor:
         """Return predictions ``[tasks, points, ...]`` of rows φ ``[tasks, P]`` for inputs ``[tasks, points, ...]``."""
+        check_module(self.model)
         theta, psi = self._rows.read(self.model)
         checks.rows("phi", phi)
         if phi.shape[1] != theta.numel():
             raise ValueError(f"phi must have {theta.numel()} columns, got {phi.shape[1]}")
         if len(x) != len(phi):
             raise ValueError(f"x must hold one row of points a task, {len(phi)}, got {len(x)}")
-        return self._batched.predict(phi, psi, x)
+        check_tensor("phi", phi, theta)
+        check_tensor("x", x, theta)
+        with math_attention():
+            return self._batched.predict(phi, psi, x)
 
     def support_problem(self, support: Batch) -> Problem:
         """Return the support losses of a task batch as functions of φ, for an inner solve of one's own."""
@@ -164,6 +189,8 @@ class MetaLearner(nn.Module):
 
     def _problem(self, support: Batch, query: Batch | None = None) -> tuple[Problem, Tensor]:
         check_module(self.model)
+        if not isinstance(support, Batch):
+            raise TypeError(f"the support must be a Batch(x, y), got {type(support).__name__}")
         theta, psi = self._rows.read(self.model)
         for what, batch in (("support", support), ("query", query)):
             if batch is not None:
@@ -180,7 +207,7 @@ class MetaLearner(nn.Module):
             key = (batch.x.shape[1:], batch.y.shape[1:], batch.x.dtype, batch.y.dtype)
             if key in self._seen:
                 continue
-            with torch.no_grad():
+            with torch.no_grad(), math_attention():
                 one = batch[:1]
                 prediction = self._batched.predict(theta[None], problem.psi, one.x)
             check_loss(self._batched.loss, what, prediction, one.y)
@@ -205,10 +232,24 @@ class _MetaLoss(torch.autograd.Function):
         return (None, None, *(upstream * gradient for gradient in ctx.gradients))
 
 
-def _check_finite(tasks: TaskBatch) -> None:
-    """Blame the data for a failed solve when the data are to blame."""
-    for what, batch in (("support", tasks.support), ("query", tasks.query)):
-        for name, value in (("x", batch.x), ("y", batch.y)):
-            bad = int((~torch.isfinite(value)).sum())
-            if bad:
-                raise ValueError(f"{what}.{name} holds {bad} values that are NaN or infinite; clean or mask the data")
+def _parts(tasks: TaskBatch) -> tuple[Batch, Batch]:
+    if not isinstance(tasks, TaskBatch):
+        raise TypeError(f"expected a TaskBatch(support=Batch(x, y), query=Batch(x, y)), got {type(tasks).__name__}")
+    return tasks.support, tasks.query
+
+
+@contextmanager
+def _blaming_data(support: Batch, query: Batch | None = None) -> Iterator[None]:
+    """Blame the data for a failed solve when the data are to blame; a solve that succeeds costs nothing."""
+    try:
+        yield
+    except SolverError:
+        for what, batch in (("support", support), ("query", query)):
+            for name, value in () if batch is None else (("x", batch.x), ("y", batch.y)):
+                bad = int((~torch.isfinite(value)).sum())
+                if bad:
+                    raise ValueError(
+                        f"{what}.{name} holds {bad} value{'s' if bad > 1 else ''} that {'are' if bad > 1 else 'is'} "
+                        "NaN or infinite; remove those points, or replace them, before adapting"
+                    ) from None
+        raise

@@ -66,6 +66,7 @@ class ParameterRows:
         trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not trainable:
             raise ValueError("the model has no parameters that require grad; set requires_grad_(True) on some of them")
+        Layout(trainable)  # the whole model must share one dtype and one device, whatever adapts
         patterns = ["*"] if adapt is None else [adapt] if isinstance(adapt, str) else list(adapt)
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in trainable):

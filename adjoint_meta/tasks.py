@@ -57,6 +57,7 @@ class Batch:
         return self.x.shape[0]
 
     def __getitem__(self, tasks: slice) -> Batch:
+        _check_slice(tasks)
         return self._map(lambda tensor: tensor[tasks])
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Batch:
@@ -96,11 +97,17 @@ class TaskBatch:
         return len(self.support)
 
     def __getitem__(self, tasks: slice) -> TaskBatch:
+        _check_slice(tasks)
         return TaskBatch(self.support[tasks], self.query[tasks])
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> TaskBatch:
         """Move to a device; floating-point tensors also change to ``dtype``."""
         return TaskBatch(self.support.to(device, dtype), self.query.to(device, dtype))
+
+
+def _check_slice(tasks: slice) -> None:
+    if not isinstance(tasks, slice):
+        raise TypeError(f"take tasks by a slice, which keeps their axis: batch[2:3], not batch[{tasks!r}]")
 
 
 class TaskSource(ABC):
@@ -133,8 +140,8 @@ class TaskSource(ABC):
         return self.batch(which)
 
     def _range(self, which: slice) -> range:
-        if which.stop is None and self.size is None:
-            raise ValueError("a source without end needs slices with an end: source[0:100]")
+        if self.size is None and (which.stop is None or min(which.start or 0, which.stop) < 0):
+            raise ValueError("a source without end needs slices with an end, counted from its start: source[0:100]")
         return range(*which.indices(self.size if self.size is not None else which.stop))
 
     def meta_batch(self, step: int, tasks: int, seed: int) -> TaskBatch:
@@ -180,5 +187,10 @@ def generator(*key: int) -> torch.Generator:
     NumPy's ``SeedSequence`` does the hashing, so that neighbouring keys give independent streams. Draw with
     ``torch.rand(..., dtype=torch.float64)`` and ``randperm``, which are the same on every machine.
     """
-    (state,) = np.random.SeedSequence(list(key)).generate_state(1, np.uint64)
+    for number in key:
+        checks.count("a seed or index", number, least=0)
+    # Length and both halves of every number: SeedSequence pads with zeros and splits numbers into 32-bit words, so
+    # that (0,) and (0, 0), or (2³²,) and (0, 1), would be the same to it.
+    words = [len(key), *(word for number in key for word in (number & 0xFFFFFFFF, number >> 32))]
+    (state,) = np.random.SeedSequence(words).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state) >> 1)  # torch takes seeds below 2⁶³

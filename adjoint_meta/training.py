@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from adjoint_meta.solvers import SolverError, checks
 
@@ -109,6 +112,8 @@ class Trainer:
     ) -> None:
         if plan.validate_every and validate is None:
             raise ValueError("validate_every is set but there is nothing to validate with; pass validate=")
+        if isinstance(scheduler, ReduceLROnPlateau) and not plan.validate_every:
+            raise ValueError("ReduceLROnPlateau follows the validation; set validate_every too")
         self.learner = learner
         self.optimizer = optimizer
         self.schedule = schedule
@@ -118,6 +123,7 @@ class Trainer:
         self.observe = observe
         self.progress = Progress()
         self.best_state: dict[str, Tensor] | None = None
+        self._failure: SolverError | None = None
 
     @property
     def done(self) -> bool:
@@ -138,9 +144,14 @@ class Trainer:
                 record["validation"] = self._validate()
             if self.observe is not None:
                 self.observe(record)
+            if self.progress.skipped_in_a_row >= self.plan.max_skipped:
+                raise TrainingFailed(
+                    f"{self.progress.skipped_in_a_row} meta-steps in a row had no finite meta-gradient; the last "
+                    f"reason: {record.get('skipped')}"
+                ) from self._failure
 
     def meta_step(self) -> dict[str, Any]:
-        """Take one meta-step and return its record."""
+        """Take one meta-step and return its record; one without a finite meta-gradient changes no parameter."""
         progress = self.progress
         started = time.perf_counter()
         counts = self.learner.evaluations
@@ -150,10 +161,13 @@ class Trainer:
             record |= self._update(self.schedule(progress.step))
             progress.skipped_in_a_row = 0
         except SolverError as error:
-            self._skip(error)
+            self.optimizer.zero_grad(set_to_none=True)
+            self._failure = error
+            progress.skipped += 1
+            progress.skipped_in_a_row += 1
             record |= {"loss": None, "grad_norm": None, "skipped": str(error)}
-        if self.scheduler is not None:
-            self.scheduler.step()
+        if not isinstance(self.scheduler, ReduceLROnPlateau):
+            self._step_scheduler()
         progress.step += 1
         progress.n_grad += counts.n_grad - before[0]
         progress.n_hvp += counts.n_hvp - before[1]
@@ -162,25 +176,33 @@ class Trainer:
         return record | {"seconds": elapsed}
 
     def _update(self, tasks: TaskBatch) -> dict[str, float]:
+        loss, norm = self._gradient(tasks)
+        if not _wants_closure(self.optimizer):
+            self.optimizer.step()
+            return {"loss": loss, "grad_norm": norm}
+        known = [loss]  # the optimiser's first evaluation has been made already
+        self.optimizer.step(lambda: known.pop() if known else self._gradient(tasks)[0])
+        return {"loss": loss, "grad_norm": norm}
+
+    def _gradient(self, tasks: TaskBatch) -> tuple[float, float]:
+        """Fill the gradients, clip them, and return the loss and the norm before clipping."""
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.learner(tasks)
         loss.backward()
-        limit = float("inf") if self.plan.clip_norm is None else self.plan.clip_norm
-        norm = torch.nn.utils.clip_grad_norm_(self.learner.parameters(), limit)
-        if not bool(torch.isfinite(norm)):
+        limit = math.inf if self.plan.clip_norm is None else self.plan.clip_norm
+        norm = float(torch.nn.utils.clip_grad_norm_(self.learner.parameters(), limit))
+        if not math.isfinite(norm):
             raise SolverError("the norm of the meta-gradient is not finite: the transposed steps overflow")
-        self.optimizer.step()
-        return {"loss": float(loss.detach()), "grad_norm": float(norm)}
+        return float(loss.detach()), norm
 
-    def _skip(self, error: SolverError) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        self.progress.skipped += 1
-        self.progress.skipped_in_a_row += 1
-        if self.progress.skipped_in_a_row >= self.plan.max_skipped:
-            raise TrainingFailed(
-                f"{self.progress.skipped_in_a_row} meta-steps in a row had no finite meta-gradient; the last reason: "
-                f"{error}"
-            ) from error
+    def _step_scheduler(self, *value: float) -> None:
+        if self.scheduler is None:
+            return
+        with warnings.catch_warnings():
+            # The rate is a function of the step; torch cannot know that the optimiser's first ones were skipped.
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step", category=UserWarning)
+            step: Callable[..., None] = self.scheduler.step  # a plateau scheduler takes the value
+            step(*value)
 
     def _validate(self) -> float:
         if self.validate is None:
@@ -189,12 +211,15 @@ class Trainer:
         try:
             value = self.validate()
         except SolverError:
-            value = float("inf")
-        if progress.best is None or value < progress.best:
+            value = math.inf
+        value = value if math.isfinite(value) else math.inf
+        if value < (math.inf if progress.best is None else progress.best):
             progress.best, progress.best_step, progress.stale = value, progress.step, 0
             self.best_state = {name: tensor.clone() for name, tensor in self.learner.state_dict().items()}
         else:
             progress.stale += 1
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            self._step_scheduler(value)
         return value
 
     def state_dict(self) -> dict[str, Any]:
@@ -202,6 +227,7 @@ class Trainer:
         return {
             "model": self.learner.state_dict(),
             "best_model": self.best_state,
+            "kinds": self._kinds,
             "optimizer": self.optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "progress": vars(self.progress).copy(),
@@ -214,6 +240,11 @@ class Trainer:
         Raises:
             ValueError: if it belongs to another model or optimiser.
         """
+        if state["kinds"] != self._kinds:
+            raise ValueError(
+                f"{source} was written with another optimiser or scheduler: {' and '.join(state['kinds'])}, "
+                f"not {' and '.join(self._kinds)}"
+            )
         load_module(self.learner, state["model"], source)
         try:
             self.optimizer.load_state_dict(state["optimizer"])
@@ -224,3 +255,13 @@ class Trainer:
         self.best_state = state["best_model"]
         self.progress = Progress(**state["progress"])
         torch.set_rng_state(state["rng"].cpu())
+
+    @property
+    def _kinds(self) -> list[str]:
+        return [type(part).__name__ for part in (self.optimizer, self.scheduler) if part is not None]
+
+
+def _wants_closure(optimizer: Optimizer) -> bool:
+    """Whether the optimiser evaluates the loss itself, as LBFGS does."""
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -31,25 +32,25 @@ def one_of(what: str, name: str, options: Iterable[str]) -> str:
     return name
 
 
-def positive(what: str, value: float) -> None:
+def positive(what: str, value: object) -> None:
     """Refuse a number that is not finite and above zero."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{what} must be a number, got {value!r}")
-    if not (math.isfinite(value) and value > 0):
+    if not (math.isfinite(value) and float(value) > 0):
         raise ValueError(f"{what} must be positive and finite, got {value}")
 
 
-def at_least(what: str, value: float, bound: float) -> None:
+def at_least(what: str, value: object, bound: float) -> None:
     """Refuse a number that is not finite or lies below ``bound``."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{what} must be a number, got {value!r}")
-    if not (math.isfinite(value) and value >= bound):
+    if not (math.isfinite(value) and float(value) >= bound):
         raise ValueError(f"{what} must be finite and at least {bound}, got {value}")
 
 
-def count(what: str, value: int, least: int = 1) -> None:
+def count(what: str, value: object, least: int = 1) -> None:
     """Refuse anything but a whole number of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{what} must be a whole number, got {value!r}")
     if value < least:
         raise ValueError(f"{what} must be at least {least}, got {value}")

@@ -21,7 +21,7 @@ class LinearInfo:
 
     Args:
         steps: steps that changed the row's solution, ``[rows]``.
-        residual: ‖b − A x‖ / ‖b‖ by the recurrence of the method, ``[rows]``.
+        residual: ‖b − A x‖ / ‖b‖ by the recurrence of the method, ``[rows]``; `neumann_series` says of which x.
         codes: status codes, ``[rows]``.
         products: number of batched products with A.
     """
@@ -66,11 +66,15 @@ def conjugate_gradient(
     checks.rows("b", b)
     checks.at_least("tol", tol, 0.0)
     checks.count("max_steps", max_steps, least=0)
+    # Powers of two are exact: solving for b / unit changes no bit of x, and keeps ‖r‖² from underflowing in float32.
+    unit = _power_of_two(b)
+    b = b / unit
     if x0 is None:
         x, r, products = torch.zeros_like(b), b.clone(), 0
     else:
         checks.like("x0", x0, b)
-        x, r, products = x0.clone(), b - _product(matvec, x0), 1
+        x, products = x0 / unit, 1
+        r = b - _product(matvec, x)
     p = r.clone()
     rho = _dot(r, r)
     bound = tol * torch.linalg.vector_norm(b, dim=1)
@@ -103,7 +107,7 @@ def conjugate_gradient(
         p = torch.where(moving[:, None], r + (rho_next / rho)[:, None] * p, p)
         rho = rho_next
 
-    return x, LinearInfo(steps, _relative(rho.sqrt(), b), codes, products)
+    return x * unit, LinearInfo(steps, _relative(rho.sqrt(), b), codes, products)
 
 
 def neumann_series(matvec: MatVec, b: Tensor, *, scale: float, steps: int) -> tuple[Tensor, LinearInfo]:
@@ -119,19 +123,22 @@ def neumann_series(matvec: MatVec, b: Tensor, *, scale: float, steps: int) -> tu
         steps: number of products.
 
     Returns:
-        The approximation ``[rows, P]`` and its `LinearInfo`; since (I − scale·A)^{q+1} b is the residual of the
-        partial sum, ``residual`` is exact.
+        The approximation ``[rows, P]`` and its `LinearInfo`. The last term (I − scale·A)^steps b is the residual of
+        the sum without it, which ``residual`` reports: that of the sum itself would take one more product.
     """
     checks.rows("b", b)
     checks.positive("scale", scale)
     checks.count("steps", steps, least=0)
     term, total = b, b
+    norm = before = torch.linalg.vector_norm(b, dim=1)
     for _ in range(steps):
         term = term - scale * _product(matvec, term)
         total = total + term
-    residual = _relative(torch.linalg.vector_norm(term, dim=1), b)
-    # `term` is the residual before the last one was added; it exceeds ‖b‖ only where the series grows.
-    codes = torch.where(residual <= 1, Status.SUCCESS.code, Status.DIVERGED.code)
+        norm, before = torch.linalg.vector_norm(term, dim=1), norm
+    residual = _relative(norm, b)
+    # The terms of a convergent series shrink, down to rounding; a comparison with NaN is false, so NaN diverges too.
+    shrinks = (norm <= before) | (residual <= torch.finfo(b.dtype).eps)
+    codes = torch.where(shrinks, Status.SUCCESS.code, Status.DIVERGED.code)
     return scale * total, LinearInfo(torch.full_like(codes, steps), residual, codes, steps)
 
 
@@ -139,6 +146,13 @@ def _product(matvec: MatVec, v: Tensor) -> Tensor:
     product = matvec(v)
     checks.like("matvec's result", product, v)
     return product
+
+
+def _power_of_two(b: Tensor) -> Tensor:
+    """Return for each row a power of two near its largest entry, shape ``[rows, 1]``; 1 for a zero row."""
+    largest = b.abs().amax(dim=1, keepdim=True)
+    _, exponent = torch.frexp(torch.where(torch.isfinite(largest) & (largest > 0), largest, 1.0))
+    return torch.ldexp(torch.ones_like(largest), exponent)
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:

@@ -59,6 +59,8 @@ class ButcherTableau:
         if self.embedded is not None:
             if len(self.embedded) != stages:
                 raise ValueError(f"{self.name}: the embedded weights must be {stages}, got {len(self.embedded)}")
+            if self.embedded_order < 1:
+                raise ValueError(f"{self.name}: embedded weights need their order, got {self.embedded_order}")
             self._check_order(self.embedded, self.embedded_order)
 
     def _check_order(self, weights: Sequence[Fraction], order: int) -> None:

@@ -92,10 +92,11 @@ class Method(ABC):
         return GradientFlow(problem, theta, proximal, hyper.get("rates"))
 
     def _check_learn(self) -> None:
-        learn = self.learned
-        if isinstance(getattr(self, "learn", ()), str):
-            raise TypeError(f"learn must be a tuple of names such as ({self.learnable[0]!r},), got a string")
-        object.__setattr__(self, "learn", learn)
+        learn = getattr(self, "learn", ())
+        if not isinstance(learn, tuple | list):
+            got = "a string" if isinstance(learn, str) else repr(learn)
+            raise TypeError(f"learn must be a tuple of names such as ({self.learnable[0]!r},), got {got}")
+        object.__setattr__(self, "learn", tuple(learn))
         for name in learn:
             checks.one_of("learnable hyperparameter", name, self.learnable)
             if name != "rates":
@@ -126,8 +127,10 @@ def meta_gradient(method: Method, problem: Problem, theta: Tensor, hyper: Hyper)
     adapted = method.solve(problem, theta.repeat(problem.tasks, 1), hyper)
     query = problem.query_gradients(adapted.phi)
     pulled = adapted.pullback(query.phi / problem.tasks)
-    grad = pulled.theta.sum(dim=0)
-    if not bool(torch.isfinite(query.losses).all() & torch.isfinite(grad).all()):
+    theta_gradient = pulled.theta.sum(dim=0)
+    psi_gradient = query.psi / problem.tasks + pulled.psi
+    found = (query.losses, theta_gradient, psi_gradient, *pulled.hyper.values())
+    if not bool(torch.stack([torch.isfinite(values).all() for values in found]).all()):
         raise SolverError(
             "the query loss or the meta-gradient is not finite although the inner solve was: the adapted parameters "
             "are huge, or the transposed steps amplify. Take more inner steps, or a shorter horizon or smaller "
@@ -138,4 +141,4 @@ def meta_gradient(method: Method, problem: Problem, theta: Tensor, hyper: Hyper)
         "n_hvp": problem.evaluations.n_hvp - before[1],
         **adapted.stats,
     }
-    return RowGradients(query.losses, grad, query.psi / problem.tasks + pulled.psi, pulled.hyper, stats)
+    return RowGradients(query.losses, theta_gradient, psi_gradient, pulled.hyper, stats)

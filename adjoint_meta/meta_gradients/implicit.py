@@ -114,13 +114,15 @@ class ImplicitMAML(Method):
         g, info = conjugate_gradient(matvec, c, tol=self.cg_tol, max_steps=self.cg_steps)
         # A task whose very first direction fails has no iterate; the first-order gradient c is what 0 CG steps give.
         g = torch.where((info.steps == 0)[:, None], c, g)
-        _warn_if_indefinite(info)
+        _warn_if_indefinite(info, torch.isfinite(c).all(dim=1))
         stats |= {"cg_iterations": info.steps, "cg_residual": info.residual, "cg_status": info.codes}
         return g
 
 
-def _warn_if_indefinite(info: LinearInfo) -> None:
-    bad = [status for status in info.status if status in (Status.NEGATIVE_CURVATURE, Status.BREAKDOWN)]
+def _warn_if_indefinite(info: LinearInfo, finite: Tensor) -> None:
+    """Warn of tasks whose operator failed; a cotangent that is not finite fails the whole meta-gradient instead."""
+    suspects = (Status.NEGATIVE_CURVATURE, Status.BREAKDOWN)
+    bad = [status for status, fine in zip(info.status, finite.tolist(), strict=True) if fine and status in suspects]
     if bad:
         warnings.warn(
             f"conjugate gradients stopped early in {len(bad)} of {len(info.status)} tasks, whose meta-gradient is "
