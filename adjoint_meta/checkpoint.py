@@ -14,6 +14,8 @@ from torch import nn
 
 FORMAT = 1
 
+ANEW = "delete it and run the same command with --resume, which then starts from the beginning"
+
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
     """Write a checkpoint so that a reader sees the old file or the new one, never a part.
@@ -45,11 +47,10 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         state = torch.load(path, map_location=device, weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(
-            f"{path} is not a readable checkpoint (truncated, damaged or not one of ours); delete it and train again "
-            "without --resume"
+            f"{path} is not a readable checkpoint (truncated, damaged or not one of ours); {ANEW}"
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise ValueError(f"{path} is not a checkpoint of format {FORMAT}; delete it and train again without --resume")
+        raise ValueError(f"{path} is not a checkpoint of format {FORMAT}; {ANEW}")
     return state
 
 

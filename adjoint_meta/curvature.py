@@ -145,8 +145,8 @@ class Curvature:
             row = phi[chunk].detach().requires_grad_()
             common = psi.detach().requires_grad_(shared and psi.numel() > 0)
             losses = self.model.losses(row, common, batch[chunk])
-            self._checked = True
             found = _gradient(losses, (row, common) if common.requires_grad else (row,))
+            self._checked = True
             parts.append((losses.detach(), found[0]))
             if common.requires_grad:
                 total = total + found[1]
@@ -157,9 +157,11 @@ class Curvature:
         """Return the gradient at φ ready for curvature products."""
 
         def at(chunk: slice) -> Linearisation:
-            tasks, check = batch[chunk], not self._checked
+            tasks = batch[chunk]
+            losses: RowLosses = lambda p, q: self.model.losses(p, q, tasks)  # noqa: E731
+            linear = Linearisation(losses, phi[chunk], psi, self.mode, check=not self._checked)
             self._checked = True
-            return Linearisation(lambda p, q: self.model.losses(p, q, tasks), phi[chunk], psi, self.mode, check=check)
+            return linear
 
         return ChunkedLinearisation(at, list(self._chunks(len(phi))), self.evaluations)
 
@@ -265,6 +267,15 @@ class HessianOperator:
             self._linear = Linearisation(
                 lambda phi, _: self.loss(phi), self.phi, self.phi.new_empty(0), self.mode, check=True
             )
+
+    def _losses(self, phi: Tensor, psi: Tensor) -> Tensor:
+        losses = self.loss(phi)
+        if losses.ndim > 0 and (phi.ndim != 2 or losses.shape != phi.shape[:1]):
+            raise ValueError(
+                f"loss must return a scalar, or one value a row for rows φ [tasks, P]; got {list(losses.shape)} for φ "
+                f"{list(phi.shape)}. Reduce it with .mean() or .sum()"
+            )
+        return losses
 
     def __matmul__(self, v: Tensor) -> Tensor:
         checks.like("v", v, self.phi)

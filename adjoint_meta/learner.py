@@ -151,7 +151,10 @@ class MetaLearner(nn.Module):
             phi = self.method.adapt(problem, theta.repeat(len(support), 1), self.hyper)
             losses = problem.query_losses(phi)
             if not bool(torch.isfinite(losses).all()):
-                raise SolverError("the query loss is not finite although the inner solve was: adapt more carefully")
+                raise SolverError(
+                    "the query loss is not finite although the inner solve was: the adapted parameters are huge. Take "
+                    "more inner steps, or a shorter horizon or smaller learning rate"
+                )
             return losses
 
     def adapt(self, support: Batch) -> Tensor:

@@ -193,4 +193,4 @@ def generator(*key: int) -> torch.Generator:
     # that (0,) and (0, 0), or (2³²,) and (0, 1), would be the same to it.
     words = [len(key), *(word for number in key for word in (number & 0xFFFFFFFF, number >> 32))]
     (state,) = np.random.SeedSequence(words).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state) >> 1)  # torch takes seeds below 2⁶³
+    return torch.Generator().manual_seed(int(state))

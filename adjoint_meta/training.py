@@ -25,6 +25,10 @@ from .tasks import TaskBatch
 TaskSchedule = Callable[[int], TaskBatch]
 
 
+# The keys of `Trainer.state_dict`.
+STATE = {"model", "best_model", "kinds", "optimizer", "scheduler", "progress", "rng"}
+
+
 class TrainingFailed(RuntimeError):
     """Meta-training cannot go on; the message says why and what to change."""
 

@@ -30,6 +30,8 @@ def command(asked: Asked, as_json: bool) -> None:
     results = {}
     for name in [named] if named else METHODS:
         config = replace(asked, method=name).resolve(dtype="float64")
+        if not named and config.adapt and not METHODS[name].shares:
+            continue  # it has no gradient for shared parameters
         prepared = prepare(config, asked.data_dir)
         tasks = prepared.place(prepared.experiment.train.meta_batch(0, prepared.config.tasks_per_step, 0))
         found = gradient_check.compare(prepared.learner, tasks)

@@ -10,6 +10,7 @@ import warnings
 from typing import TextIO
 
 import click
+from click.exceptions import NoArgsIsHelpError
 
 import adjoint_meta
 
@@ -76,6 +77,9 @@ def main() -> None:
     warnings.showwarning = _show_warning
     try:
         adjoint_meta_command.main(arguments, prog_name="adjoint-meta", standalone_mode=False)
+    except NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        sys.exit(2)
     except click.ClickException as error:
         _fail(error.format_message(), 2)
     except (click.Abort, KeyboardInterrupt):
@@ -90,7 +94,7 @@ def main() -> None:
             _fail(str(error), 2)
         if isinstance(error, RuntimeError | OSError | MemoryError):
             _fail(str(error) or type(error).__name__, 1)
-        raise
+        _fail(f"{type(error).__name__}: {error}; this is a bug, please report it with the output of --debug", 1)
 
 
 def _fail(message: str, code: int) -> None:

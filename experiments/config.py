@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from adjoint_meta.meta_gradients import FOMAML, MAML, AdjointMAML, ImplicitMAML, Method, Reptile
 from adjoint_meta.solvers import checks
@@ -23,6 +24,19 @@ METHODS: dict[str, type[Method]] = {
 
 T = TypeVar("T")
 
+_FLOAT = "tag:yaml.org,2002:float"
+
+
+def _no_bool(value: Any) -> Any:
+    """Refuse true and false where a number is meant, which Python would take for 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError(f"should be a number (a whole one is an integer), got {value}")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_no_bool)]
+Whole = Annotated[int, BeforeValidator(_no_bool)]
+
 
 class Section(BaseModel):
     """A part of the configuration: unknown keys are refused."""
@@ -33,8 +47,8 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """The network: fully connected, ``width`` × ``depth`` hidden units."""
 
-    width: int = Field(default=32, ge=1)
-    depth: int = Field(default=2, ge=0)
+    width: Whole = Field(default=32, ge=1)
+    depth: Whole = Field(default=2, ge=0)
     activation: str = "tanh"
 
 
@@ -42,7 +56,7 @@ class OptimizerConfig(Section):
     """The outer optimiser: any class of ``torch.optim``, its learning rate and further arguments."""
 
     name: str = "Adam"
-    lr: float = Field(default=1e-3, gt=0)
+    lr: Number = Field(default=1e-3, gt=0, allow_inf_nan=False)
     options: dict[str, Any] = {}
 
 
@@ -56,8 +70,8 @@ class SchedulerConfig(Section):
 class ValidationConfig(Section):
     """Meta-validation every so many meta-steps, and the validations without improvement that end the run."""
 
-    every: int = Field(default=0, ge=0)
-    patience: int | None = Field(default=None, ge=1)
+    every: Whole = Field(default=0, ge=0)
+    patience: Whole | None = Field(default=None, ge=1)
 
 
 class TestConfig(Section):
@@ -65,7 +79,7 @@ class TestConfig(Section):
 
     __test__ = False  # pytest would collect the class by its name
 
-    adam_epochs: int = Field(default=0, ge=0)
+    adam_epochs: Whole = Field(default=0, ge=0)
 
 
 class RunConfig(Section):
@@ -77,17 +91,17 @@ class RunConfig(Section):
     model: ModelConfig = ModelConfig()
     adapt: list[str] | None = None
     mode: str = "reverse_over_reverse"
-    chunk_size: int | None = Field(default=None, ge=1)
-    meta_steps: int = Field(default=1000, ge=1)
-    tasks_per_step: int = Field(default=5, ge=1)
+    chunk_size: Whole | None = Field(default=None, ge=1)
+    meta_steps: Whole = Field(default=1000, ge=1)
+    tasks_per_step: Whole = Field(default=5, ge=1)
     optimizer: OptimizerConfig = OptimizerConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
-    clip_norm: float | None = Field(default=None, gt=0)
-    max_skipped: int = Field(default=10, ge=1)
+    clip_norm: Number | None = Field(default=None, gt=0, allow_inf_nan=False)
+    max_skipped: Whole = Field(default=10, ge=1)
     validation: ValidationConfig = ValidationConfig()
     test: TestConfig = TestConfig()
-    checkpoint_every: int = Field(default=100, ge=1)
-    seed: int = Field(default=0, ge=0, lt=2**32)
+    checkpoint_every: Whole = Field(default=100, ge=1)
+    seed: Whole = Field(default=0, ge=0, lt=2**32)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float32", "float64"] = "float32"
 
@@ -112,14 +126,32 @@ def build_dataclass(kind: type[T], options: Mapping[str, Any], section: str) -> 
     Raises:
         ValueError: for an unknown key, with its neighbours, or a value that does not fit.
     """
-    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
-    for key in options:
+    known = {field.name: field.default for field in fields(kind)}  # type: ignore[arg-type]
+    for key, value in options.items():
         if key not in known:
-            raise ValueError(f"unknown key '{section}.{key}'; {checks.nearest(key, known)}")
+            raise ValueError(f"unknown key '{section}.{key}'; {checks.nearest(str(key), known)}")
+        if isinstance(value, bool) and not isinstance(known[key], bool):
+            raise ValueError(f"{section}.{key} should be a number or a name, got {value}")
     try:
         return TypeAdapter(kind).validate_python(dict(options))
     except ValidationError as error:
         raise ValueError(_one_line(error, section)) from error
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people write configurations: 1e-3 is a number, and 2024-01-01 is text."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if tag not in ("tag:yaml.org,2002:timestamp", _FLOAT)]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+# YAML 1.2, section 10.3.2; PyYAML follows 1.1, which wants a point in the mantissa and a sign in the exponent.
+_Loader.add_implicit_resolver(
+    _FLOAT,
+    re.compile(r"[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.inf|\.nan)$"),
+    list("-+0123456789."),
+)
 
 
 def as_options(value: Any) -> dict[str, Any]:
@@ -134,7 +166,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ValueError: if it is missing, not YAML, or not a mapping; with the line where the YAML breaks.
     """
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        loaded = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read the configuration {path}: {error}") from error
     except yaml.YAMLError as error:
@@ -143,7 +175,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}{where} is not valid YAML: {getattr(error, 'problem', error)}") from error
     if not isinstance(loaded, dict):
         raise ValueError(f"{path} must hold a mapping such as 'meta_steps: 200', got {type(loaded).__name__}")
-    return loaded
+    return long_form(loaded)
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
@@ -158,12 +190,12 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
         if not equals or not key.strip():
             raise ValueError(f"--set expects key=value such as method.horizon=1.0, got {text!r}")
         try:
-            parsed = yaml.safe_load(value)
+            parsed = yaml.load(value, _Loader)
         except yaml.YAMLError as error:
             raise ValueError(f"--set {key}: the value {value!r} is not valid YAML") from error
-        if isinstance(parsed, str):
-            parsed = _number(parsed)
         *path, last = key.strip().split(".")
+        if [*path, last] == ["method"] and isinstance(parsed, str):
+            path, last = ["method"], "name"
         place = nested
         for part in path:
             place = place.setdefault(part, {})
@@ -191,18 +223,18 @@ def validate(raw: Mapping[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate(dict(raw))
     except ValidationError as error:
-        raise ValueError(_one_line(error, "")) from error
+        raise ValueError(_one_line(error)) from error
 
 
-def _one_line(error: ValidationError, section: str) -> str:
+def _one_line(error: ValidationError, section: str | None = None) -> str:
     first = error.errors()[0]
     place = [str(part) for part in first["loc"]]
     name = ".".join([section, *place] if section else place)
+    message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if first["type"] == "extra_forbidden":
         return f"unknown key {name!r}; {checks.nearest(place[-1], _keys_at(place[:-1]))}"
-    message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if first["type"] == "value_error":
-        return f"{name}: {message}" if place else message
+        return f"{name} {message}" if place else message  # a dataclass's own check names the argument
     return f"{name} should be {message}, got {first['input']!r}"
 
 
@@ -213,9 +245,6 @@ def _keys_at(path: list[str]) -> list[str]:
     return list(section.model_fields)
 
 
-def _number(text: str) -> str | float:
-    """Read 1e-3 as a number, which YAML 1.1 takes for text."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
+def long_form(raw: dict[str, Any]) -> dict[str, Any]:
+    """Return ``method: maml`` as ``method: {name: maml}``, to which options can be added."""
+    return {**raw, "method": {"name": raw["method"]}} if isinstance(raw.get("method"), str) else raw

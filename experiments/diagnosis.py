@@ -9,19 +9,26 @@ from typing import Any
 
 import torch
 
+import adjoint_meta
+
 from .data.locate import search_path
 from .gradient_check import compare
 from .prepare import prepare
 from .registry import resolve
 
-PACKAGES = ("adjoint-meta", "torch", "torchvision", "torchdiffeq", "numpy", "scipy", "matplotlib", "tensorboard")
+PACKAGES = ("torchvision", "torchdiffeq", "numpy", "scipy", "matplotlib", "tensorboard")
 
 
 def diagnose() -> dict[str, Any]:
     """Return versions, devices, data directories and the result of a small gradient check."""
     devices = ["cpu"] + [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "versions": {
+            "adjoint-meta": adjoint_meta.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            **{name: _version(name) for name in PACKAGES},
+        },
         "devices": devices,
         "threads": torch.get_num_threads(),
         "data": [str(folder) for folder in search_path(None)],

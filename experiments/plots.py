@@ -69,7 +69,7 @@ def _learning_curve(axes: Axes, records: Sequence[dict[str, Any]]) -> None:
     axes.plot(steps, losses, color=BLUE, alpha=0.25, linewidth=0.8, label="each meta-step")
     window = max(1, len(losses) // 40)
     if window > 1:
-        smooth = np.array([np.median(losses[max(0, i - window) : i + 1]) for i in range(len(losses))])
+        smooth = np.array([np.median(losses[max(0, i + 1 - window) : i + 1]) for i in range(len(losses))])
         axes.plot(steps, smooth, color=BLUE, linewidth=2, label=f"median of {window}")
     validated = [(r["step"], r["validation"]) for r in records if r.get("validation") is not None]
     if validated:
@@ -90,7 +90,9 @@ def _learning_curve(axes: Axes, records: Sequence[dict[str, Any]]) -> None:
 def _adam_curve(axes: Axes, adam: Sequence[tuple[int, Tensor]], result: Evaluation, metric: str) -> None:
     epochs = np.array([epoch for epoch, _ in adam])
     values = torch.stack([value for _, value in adam]).double().cpu()
-    mean, spread = values.mean(dim=1).numpy(), (1.96 * values.std(dim=1) / values.shape[1] ** 0.5).numpy()
+    tasks = values.shape[1]
+    spread = 1.96 * values.std(dim=1, correction=1 if tasks > 1 else 0).numpy() / tasks**0.5
+    mean = values.mean(dim=1).numpy()
     axes.fill_between(epochs, mean - spread, mean + spread, color=BLUE, alpha=0.2, linewidth=0)
     axes.plot(epochs, mean, color=BLUE, linewidth=2, label="Adam from θ, 1e-3")
     own = float(result.after.mean())
@@ -117,7 +119,8 @@ def _before_after(axes: Axes, result: Evaluation, experiment: Experiment) -> Non
     for style, (name, values) in zip(BASELINE_STYLES, experiment.baselines.items(), strict=False):
         level = float(values.mean()) * factor
         axes.axhline(level, color=GREY, linestyle=style, linewidth=1.5, label=f"{name.replace('_', ' ')}: {level:.3f}")
-    axes.set_xticks([0, 1], ["before", "after adaptation"])
+    axes.set_xticks([0, 1], ["before", "after"])
+    axes.set_xlabel("adaptation by the method's own inner solve")
     axes.set_xlim(-0.45, 1.45)
     low, high = np.quantile(np.concatenate([before, after]), [0.02, 0.98])
     axes.set_ylim(0.9 * low, 1.05 * high)

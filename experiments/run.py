@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from adjoint_meta import checkpoint
 from adjoint_meta.evaluation import adam_curve, evaluate
 from adjoint_meta.solvers import checks
 from adjoint_meta.tasks import TaskBatch
-from adjoint_meta.training import Trainer, TrainingPlan
+from adjoint_meta.training import STATE, Trainer, TrainingFailed, TrainingPlan
 
 from . import plots
 from .config import RunConfig
@@ -66,7 +68,7 @@ def train(
         directory.check_free()
     log_bytes = 0
     if resume and directory.checkpoint.exists():
-        state = checkpoint.load(directory.checkpoint, prepared.device)
+        state = _load(directory, prepared.device)
         trainer.load_state_dict(state["trainer"], str(directory.checkpoint))
         log_bytes = state["metrics_bytes"]
     directory.create(config)
@@ -86,23 +88,31 @@ def train(
     trainer.observe = record
     try:
         trainer.run(should_stop)
-    finally:
         save()
+    except TrainingFailed:
+        save()
+        raise
+    finally:  # any other exception may strike in the middle of a meta-step, which must not be saved half done
         log.close()
     if not trainer.done:
         raise Interrupted(trainer.progress.step)
     return _finish(prepared, trainer, directory)
 
 
+def _load(directory: RunDirectory, device: torch.device) -> dict[str, Any]:
+    state = checkpoint.load(directory.checkpoint, device)
+    trainer = state.get("trainer")
+    if not (isinstance(trainer, dict) and trainer.keys() >= STATE and isinstance(state.get("metrics_bytes"), int)):
+        raise ValueError(f"{directory.checkpoint} is a checkpoint, but not one of a run; {checkpoint.ANEW}")
+    return state
+
+
 def _trainer(prepared: Prepared) -> Trainer:
     config, experiment, learner = prepared.config, prepared.experiment, prepared.learner
-    optimizer = _from_torch("optimizer", torch.optim, config.optimizer.name)(
-        learner.parameters(), lr=config.optimizer.lr, **config.optimizer.options
-    )
-    scheduler = None
-    if config.scheduler.name is not None:
-        kind = _from_torch("scheduler", torch.optim.lr_scheduler, config.scheduler.name)
-        scheduler = kind(optimizer, **config.scheduler.options)
+    _check_outer(config)
+    optimizer, scheduler = _outer(config, list(learner.parameters()))
+    if config.validation.patience and not config.validation.every:
+        raise ValueError("validation.patience counts validations; set validation.every too")
     if config.validation.every and experiment.validation is None:
         raise ValueError(
             "validation.every is set but there are no validation tasks; set task.validation_tasks (regression) or "
@@ -124,22 +134,47 @@ def _trainer(prepared: Prepared) -> Trainer:
     return Trainer(learner, optimizer, schedule, plan, scheduler=scheduler, validate=validate)
 
 
-def _from_torch(what: str, module: Any, name: str) -> Callable[..., Any]:
-    base = torch.optim.Optimizer if what == "optimizer" else torch.optim.lr_scheduler.LRScheduler
+def _outer(config: RunConfig, parameters: list[nn.Parameter]) -> tuple[Optimizer, LRScheduler | None]:
+    """Return optimiser and scheduler of these parameters."""
+    options = {"lr": config.optimizer.lr, **config.optimizer.options}
+    optimizer = _from_torch(torch.optim, Optimizer, config.optimizer.name)(parameters, **options)
+    if config.scheduler.name is None:
+        return optimizer, None
+    kind = _from_torch(torch.optim.lr_scheduler, LRScheduler, config.scheduler.name)
+    return optimizer, kind(optimizer, **config.scheduler.options)
+
+
+def _from_torch(module: Any, base: type[Any], name: str) -> type[Any]:
     kinds = {
         key: kind
         for key, kind in vars(module).items()
-        if isinstance(kind, type) and issubclass(kind, base) and not key.startswith("_")
+        if isinstance(kind, type) and issubclass(kind, base) and kind is not base and key[0] != "_"
     }
-    kind = kinds[checks.one_of(what, name, kinds)]
+    return kinds[checks.one_of(base.__name__, name, kinds)]
 
-    def make(*args: Any, **options: Any) -> Any:
-        try:
-            return kind(*args, **options)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{what} {name} refuses its options: {error}") from error
 
-    return make
+def _check_outer(config: RunConfig) -> None:
+    """Take a step with a throw-away parameter: torch looks at some options only when it first uses them.
+
+    Raises:
+        ValueError: if optimiser or scheduler cannot be built or cannot step.
+    """
+    if "lr" in config.optimizer.options:
+        raise ValueError("set optimizer.lr, not optimizer.options.lr")
+    parameter = nn.Parameter(torch.ones(2))
+    parameter.grad = torch.ones(2)
+    _from_torch(torch.optim, Optimizer, config.optimizer.name)
+    _from_torch(torch.optim.lr_scheduler, LRScheduler, config.scheduler.name or "StepLR")
+    try:
+        optimizer, scheduler = _outer(config, [parameter])
+        optimizer.step(lambda: 0.0)
+        if scheduler is not None and not isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.step()
+    except Exception as error:
+        raise ValueError(
+            f"optimizer {config.optimizer.name} {config.optimizer.options} or scheduler {config.scheduler.name} "
+            f"{config.scheduler.options} cannot work: {error or type(error).__name__}"
+        ) from error
 
 
 def _events(directory: RunDirectory, step: int) -> Observer:
@@ -184,7 +219,9 @@ def _finish(prepared: Prepared, trainer: Trainer, directory: RunDirectory) -> di
         "hyperparameters": {name: _plain(value) for name, value in prepared.learner.hyper.items()},
         "validation": {"best": progress.best, "step": progress.best_step} if progress.best is not None else None,
         "test": test_summary(experiment, result),
-        "test_adam": {str(epoch): float(values.mean()) for epoch, values in adam if epoch % 100 == 0},
+        "test_adam": {
+            str(epoch): float(values.mean()) for epoch, values in adam if epoch % 100 == 0 or epoch == adam[-1][0]
+        },
         "verdict": verdict(experiment, result),
         "facts": dict(experiment.facts),
         "torch": torch.__version__,
@@ -227,7 +264,7 @@ def evaluate_run(directory: RunDirectory, *, data_dir: Path | None = None, tasks
     if not directory.checkpoint.is_file():
         raise ValueError(f"{directory.path} has no checkpoint yet; train it first")
     prepared = prepare(config, data_dir)
-    state: Mapping[str, Any] = checkpoint.load(directory.checkpoint, prepared.device)["trainer"]
+    state: Mapping[str, Any] = _load(directory, prepared.device)["trainer"]
     best = state["best_model"] or state["model"]
     checkpoint.load_module(prepared.learner, best, str(directory.checkpoint))
     available = len(prepared.experiment.test)

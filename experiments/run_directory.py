@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .config import RunConfig, read_yaml
+from .config import RunConfig, long_form, merge, read_yaml
 from .registry import resolve
 
 # What a resumed run may change without becoming another run.
@@ -74,14 +75,15 @@ class RunDirectory:
         Raises:
             ValueError: if anything else would change.
         """
-        for key in overrides:
-            if key not in CHANGEABLE:
+        held = self.read_config()
+        asked = resolve(merge(read_yaml(self.config), long_form(dict(overrides))))
+        for key, value in held:
+            if key not in CHANGEABLE and getattr(asked, key) != value:
                 raise ValueError(
                     f"a resumed run cannot change {key!r}, only {', '.join(CHANGEABLE)}; start another run without "
                     "--resume"
                 )
-        self.read_config()
-        return resolve({**read_yaml(self.config), **overrides})
+        return asked
 
 
 class MetricsLog:
@@ -95,7 +97,8 @@ class MetricsLog:
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Write one record."""
-        self._file.write((json.dumps(record) + "\n").encode())
+        standard = {key: None if _not_finite(value) else value for key, value in record.items()}
+        self._file.write((json.dumps(standard, allow_nan=False) + "\n").encode())
 
     def flush(self) -> int:
         """Put everything on disk and return the length in bytes."""
@@ -106,6 +109,10 @@ class MetricsLog:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)  # JSON has no infinity
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ class Cotangents(NamedTuple):
     Args:
         start: to the initial state, shape ``[rows, P]``.
         parameters: to the field's parameters, in the field's order.
-        duration: to t1 − t0 at a fixed number of steps, shape ``[rows]``.
+        duration: to t1 − t0 at a fixed number of steps, shape ``[rows]``; of a field without explicit time.
     """
 
     start: Tensor
@@ -94,8 +94,8 @@ class Checkpointed:
     with C(s+r, s) ≥ n no step is taken more than r times (Griewank and Walther, ACM TOMS 26 (2000), algorithm 799).
 
     Args:
-        snapshots: how many states may be kept, the initial one included; ``None`` takes ⌈√(2n)⌉, with which no step
-            is repeated more than twice.
+        snapshots: how many states may be kept, the initial one included, besides the one or two being worked on;
+            ``None`` takes ⌈√(2n)⌉, with which no step is repeated more than twice.
     """
 
     snapshots: int | None = None

@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterable
 from numbers import Integral, Real
 
-import torch
 from torch import Tensor
 
 
@@ -74,8 +73,3 @@ def like(what: str, value: Tensor, reference: Tensor) -> None:
         raise TypeError(f"{what} must be {reference.dtype}, got {value.dtype}")
     if value.device != reference.device:
         raise ValueError(f"{what} must be on {reference.device}, got {value.device}")
-
-
-def finite_rows(value: Tensor) -> Tensor:
-    """Return a mask ``[rows]`` of the rows without NaN or infinity."""
-    return torch.isfinite(value).all(dim=1)

@@ -66,15 +66,16 @@ def conjugate_gradient(
     checks.rows("b", b)
     checks.at_least("tol", tol, 0.0)
     checks.count("max_steps", max_steps, least=0)
-    # Powers of two are exact: solving for b / unit changes no bit of x, and keeps ‖r‖² from underflowing in float32.
-    unit = _power_of_two(b)
-    b = b / unit
+    # Powers of two are exact: solving for b / unit changes no bit of x, and keeps ‖r‖² inside the range of float32.
     if x0 is None:
-        x, r, products = torch.zeros_like(b), b.clone(), 0
+        unit, products = _power_of_two(b), 0
+        b = b / unit
+        x, r = torch.zeros_like(b), b.clone()
     else:
         checks.like("x0", x0, b)
-        x, products = x0 / unit, 1
-        r = b - _product(matvec, x)
+        r, products = b - _product(matvec, x0), 1
+        unit = _power_of_two(torch.maximum(b.abs(), r.abs()))
+        b, x, r = b / unit, x0 / unit, r / unit
     p = r.clone()
     rho = _dot(r, r)
     bound = tol * torch.linalg.vector_norm(b, dim=1)

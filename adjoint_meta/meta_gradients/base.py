@@ -96,7 +96,7 @@ class Method(ABC):
         if not isinstance(learn, tuple | list):
             got = "a string" if isinstance(learn, str) else repr(learn)
             raise TypeError(f"learn must be a tuple of names such as ({self.learnable[0]!r},), got {got}")
-        object.__setattr__(self, "learn", tuple(learn))
+        object.__setattr__(self, "learn", tuple(dict.fromkeys(learn)))
         for name in learn:
             checks.one_of("learnable hyperparameter", name, self.learnable)
             if name != "rates":

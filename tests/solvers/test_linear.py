@@ -79,6 +79,19 @@ def test_cg_is_scipys_iterate_by_iterate(steps, generator):
     assert info.products == steps
 
 
+@pytest.mark.parametrize("tol", [0.5, 0.2, 1e-1, 1e-2, 1e-3])
+def test_a_row_stops_at_the_first_step_within_its_tolerance(tol, generator):
+    # Right-hand sides of any size: the tolerance is relative.
+    a, scale = definite(generator, rows=24), 10.0 ** torch.linspace(-3, 3, 24)[:, None]
+    b = scale * torch.randn(24, 6, generator=generator)
+    _, info = conjugate_gradient(product(a), b, tol=tol, max_steps=50)
+    for row in range(24):
+        matrix, right = a[row].numpy(), b[row].numpy()
+        sizes = [np.linalg.norm(right - matrix @ x) for x in conjugate_gradient_iterates(matrix, right, 6)]
+        first = next(k for k, size in enumerate(sizes) if size <= tol * np.linalg.norm(right))
+        assert info.steps[row] == first
+
+
 def test_every_row_converges_on_its_own():
     # A matrix with k distinct eigenvalues is solved in k steps.
     matvec = diagonal([1.0, 1, 1, 1, 1], [1.0, 2, 1, 2, 1], [1.0, 2, 3, 4, 5])
