@@ -77,7 +77,14 @@ def configuration_options(command: Callable[..., None]) -> Callable[..., None]:
         from adjoint_meta.experiments.config import merge, parse_assignments, read_yaml
 
         flags = {"seed": seed, "device": device, "dtype": dtype}
-        keys = merge(read_yaml(file) if file else {}, parse_assignments(assignments))
+        set_by_key = parse_assignments(assignments)
+        if method is not None:
+            # --method belongs to the same layer as --set: `--method maml --set method.steps=3` speaks of one method.
+            options = set_by_key.get("method", {})
+            if options.get("name", method) != method:
+                raise click.UsageError(f"--method says {method}, --set says {options['name']}; name one method")
+            set_by_key["method"] = {**options, "name": method}
+        keys = merge(read_yaml(file) if file else {}, set_by_key)
         keys = merge(keys, {key: value for key, value in flags.items() if value is not None})
         command(asked=Asked(experiment, method, keys, data_dir), **others)
 

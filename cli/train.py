@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,8 @@ def command(asked: Asked, out: Path | None, resume: bool, as_json: bool) -> None
         config = _continued(RunDirectory(out), asked)
     else:
         config = asked.resolve()
+        if resume:
+            click.echo(f"There is no run in {out} yet; starting one.", err=True)
     directory = RunDirectory(out or free_directory(Path("runs") / f"{config.experiment}-{config.method['name']}"))
 
     with progress(config.meta_steps) as observe, _stop_on_signal() as asked_to_stop:
@@ -49,7 +52,8 @@ def command(asked: Asked, out: Path | None, resume: bool, as_json: bool) -> None
             )
         except Interrupted as stopped:
             click.echo(
-                f"Saved after meta-step {stopped.step}. Go on with: adjoint-meta train --resume --out {directory.path}",
+                f"Saved after meta-step {stopped.step}. "
+                f"Go on with: adjoint-meta train --resume --out {shlex.quote(str(directory.path))}",
                 err=True,
             )
             raise click.Abort from stopped

@@ -206,12 +206,25 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``base`` with the values of ``over``, mappings merged key by key."""
+    """Return ``base`` with the values of ``over``, mappings merged key by key.
+
+    Options of a method do not carry over to another: a ``method`` of another name replaces the whole section.
+    """
     merged = dict(base)
     for key, value in over.items():
-        both = isinstance(merged.get(key), Mapping) and isinstance(value, Mapping)
-        merged[key] = merge(merged[key], value) if both else value
+        below = merged.get(key)
+        if (
+            isinstance(below, Mapping)
+            and isinstance(value, Mapping)
+            and not (key == "method" and _differ(below, value))
+        ):
+            value = merge(below, value)
+        merged[key] = value
     return merged
+
+
+def _differ(below: Mapping[str, Any], above: Mapping[str, Any]) -> bool:
+    return "name" in below and "name" in above and below["name"] != above["name"]
 
 
 def validate(raw: Mapping[str, Any]) -> RunConfig:

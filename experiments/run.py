@@ -63,6 +63,15 @@ def train(
         RuntimeError: if the run failed.
     """
     prepared = prepare(config, data_dir)
+    with torch.random.fork_rng(devices=[prepared.device] if prepared.device.type == "cuda" else []):
+        torch.manual_seed(config.seed)  # nothing of ours draws from it, but a user's module or optimiser may
+        return _train(prepared, directory, resume, observe, should_stop)
+
+
+def _train(
+    prepared: Prepared, directory: RunDirectory, resume: bool, observe: Observer, should_stop: Callable[[], bool]
+) -> dict[str, Any]:
+    config = prepared.config
     trainer = _trainer(prepared)
     if not resume:
         directory.check_free()
