@@ -504,13 +504,21 @@ def test_the_verdict_counts_differences_only_outside_their_interval():
     assert "The third baseline (0.920) cannot be told from the method on these tasks." in text
 
 
-@pytest.mark.parametrize("shift", [-0.03, -0.018, 0.0, 0.018, 0.03])
-def test_the_verdicts_interval_is_that_of_paired_differences(shift):
-    noise = np.array([-0.02, 0.01, 0.03, -0.01, -0.01])
+@pytest.mark.parametrize(
+    ("halves", "word"),
+    [
+        (-1.02, "lowers"),
+        (-0.98, "does not clearly change"),
+        (0.0, "does not clearly change"),
+        (0.98, "does not clearly change"),
+        (1.02, "raises"),
+    ],
+)
+def test_the_verdicts_interval_is_that_of_paired_differences(halves, word):
+    noise = np.array([-0.02, 0.01, 0.03, -0.01, -0.01])  # of mean zero
+    shift = halves * 1.96 * noise.std(ddof=1) / math.sqrt(5)
     before = np.array([0.5, 0.1, 0.4, 0.2, 0.3])  # spread far more than the differences
     experiment, result = judged(before.tolist(), (before + noise + shift).tolist())
-    half = 1.96 * noise.std(ddof=1) / math.sqrt(5)
-    word = "does not clearly change" if abs(shift) <= half else "lowers" if shift < 0 else "raises"
     assert f"Adaptation {word} the error" in summary.verdict(experiment, result)
 
 
