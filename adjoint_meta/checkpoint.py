@@ -24,11 +24,14 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
         OSError: if the folder cannot be written to.
     """
     partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        torch.save({"format": FORMAT, **state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            torch.save({"format": FORMAT, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -37,6 +40,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     Raises:
         FileNotFoundError: if there is none.
         ValueError: if the file is damaged or of another format.
+        OSError: if it cannot be read.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; train first, or name a run directory that holds one")
@@ -45,7 +49,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
             if archive.testzip() is not None:  # torch.load does not look at the check sums
                 raise ValueError("a check sum is wrong")
         state = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"{path} is not a readable checkpoint (truncated, damaged or not one of ours); {ANEW}"
         ) from error

@@ -16,11 +16,13 @@ from .options import Asked, configuration_options, json_option
 def command(asked: Asked, as_json: bool) -> None:
     """Compare meta-gradients on EXPERIMENT with exact reverse mode through every inner step, in float64.
 
-    Without --method, all methods are compared; with it, each parameter's error is shown too.
+    Without a method (--method, or a method key set), all are compared; with one, each parameter's error is shown too,
+    learned hyperparameters included.
     """
     from adjoint_meta.experiments import gradient_check
     from adjoint_meta.experiments.config import METHODS
     from adjoint_meta.experiments.prepare import prepare
+    from adjoint_meta.solvers import SolverError
 
     from .tables import show_table
 
@@ -33,8 +35,14 @@ def command(asked: Asked, as_json: bool) -> None:
         if not named and config.adapt and not METHODS[name].shares:
             continue  # it has no gradient for shared parameters
         prepared = prepare(config, asked.data_dir)
-        tasks = prepared.place(prepared.experiment.train.meta_batch(0, prepared.config.tasks_per_step, 0))
-        found = gradient_check.compare(prepared.learner, tasks)
+        tasks = prepared.place(prepared.experiment.train.meta_batch(0, config.tasks_per_step, config.seed))
+        try:
+            found = gradient_check.compare(prepared.learner, tasks)
+        except SolverError as error:
+            if named:
+                raise
+            click.echo(f"{name} is left out: {error}", err=True)
+            continue
         results[name] = (found, gradient_check.note(prepared.learner.method))
     if as_json:
         click.echo(json.dumps({name: {**vars(found), "note": note} for name, (found, note) in results.items()}))

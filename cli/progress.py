@@ -40,8 +40,12 @@ def progress(meta_steps: int) -> Iterator[Callable[[dict[str, Any]], None]]:
     )
     with Progress(*columns, console=Console(stderr=True), transient=False) as bar:
         task = bar.add_task("", total=meta_steps, rate="", figures="")
+        started: list[int] = []
 
         def show(record: dict[str, Any]) -> None:
+            if not started:  # a resumed run's steps were not taken in this bar's time
+                started.append(record["step"])
+                bar.reset(task, completed=record["step"] - 1)
             bar.update(task, completed=record["step"], rate=_rate(record), figures=_figures(record))
 
         yield show

@@ -30,7 +30,7 @@ def command(asked: Asked, out: Path | None, resume: bool, as_json: bool) -> None
     The run directory holds config.yaml, metrics.jsonl, checkpoint.pt, summary.json and pictures. Ctrl-C saves; the
     same command with --resume continues bit for bit.
     """
-    from adjoint_meta.experiments.run import Interrupted, train
+    from adjoint_meta.experiments.run import Interrupted, finish, fit
     from adjoint_meta.experiments.run_directory import RunDirectory, free_directory
 
     from .progress import progress
@@ -45,18 +45,18 @@ def command(asked: Asked, out: Path | None, resume: bool, as_json: bool) -> None
             click.echo(f"There is no run in {out} yet; starting one.", err=True)
     directory = RunDirectory(out or free_directory(Path("runs") / f"{config.experiment}-{config.method['name']}"))
 
-    with progress(config.meta_steps) as observe, _stop_on_signal() as asked_to_stop:
-        try:
-            summary = train(
+    try:
+        with progress(config.meta_steps) as observe, _stop_on_signal() as asked_to_stop:
+            fitted = fit(
                 config, directory, data_dir=asked.data_dir, resume=resume, observe=observe, should_stop=asked_to_stop
             )
-        except Interrupted as stopped:
-            click.echo(
-                f"Saved after meta-step {stopped.step}. "
-                f"Go on with: adjoint-meta train --resume --out {shlex.quote(str(directory.path))}",
-                err=True,
-            )
-            raise click.Abort from stopped
+        click.echo("Testing …", err=True)
+        summary = finish(fitted)
+    except (Interrupted, KeyboardInterrupt) as stopped:
+        saved = f"Saved after meta-step {stopped.step}. " if isinstance(stopped, Interrupted) else ""
+        go_on = f"adjoint-meta train --resume --out {shlex.quote(str(directory.path))}"
+        click.echo(f"{saved}Go on with: {go_on}", err=True)
+        raise click.Abort from stopped
     if as_json:
         click.echo(json.dumps(summary))
     else:

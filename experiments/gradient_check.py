@@ -46,21 +46,25 @@ class Comparison:
 
 
 def compare(learner: MetaLearner, tasks: TaskBatch) -> Comparison:
-    """Compare ``learner.meta_gradient`` with `reverse_mode`.
+    """Compare ``learner.meta_gradient`` with `reverse_mode`, learned hyperparameters included.
 
     Args:
         learner: in float64.
         tasks: in float64, a few of them: the reference keeps the graph of every inner step.
+
+    Raises:
+        SolverError: if the method's inner solve fails.
     """
-    found = learner.meta_gradient(tasks)
+    result = learner.meta_gradient(tasks)
+    found = {**result.grad, **{f"learned {name}": value for name, value in result.hyper.items()}}
     exact = reverse_mode(learner, tasks)
-    flat, reference = (torch.cat([g[name].flatten() for name in exact]) for g in (found.grad, exact))
+    flat, reference = (torch.cat([g[name].flatten() for name in exact]) for g in (found, exact))
     return Comparison(
         exact=isinstance(learner.method, MAML | AdjointMAML),
         error=_relative(flat, reference),
-        errors={name: _relative(found.grad[name], exact[name]) for name in exact},
+        errors={name: _relative(found[name], exact[name]) for name in exact},
         cosine=float(torch.nn.functional.cosine_similarity(flat, reference, dim=0)),
-        stats={name: found.stats[name] for name in ("n_grad", "n_hvp")},
+        stats={name: result.stats[name] for name in ("n_grad", "n_hvp")},
     )
 
 
@@ -71,36 +75,39 @@ def reverse_mode(learner: MetaLearner, tasks: TaskBatch) -> Weights:
     Approximate methods are compared with the exact gradient of their own inner steps.
     """
     parameters: Weights = {name: p for name, p in learner.model.named_parameters() if p.requires_grad}
-    adapted = [name for name in parameters if name in learner.adapted_names]
+    hyper = {name: value.clone().requires_grad_() for name, value in learner.hyper.items()}
+    start = {name: parameters[name] for name in learner.adapted_names}
     total = torch.zeros((), dtype=torch.float64, device=tasks.support.x.device)
     for task in range(len(tasks)):
         support, query = (
             partial(_loss, learner, parameters, batch.x[task], batch.y[task]) for batch in (tasks.support, tasks.query)
         )
-        end = _inner_steps(learner.method, {name: parameters[name] for name in adapted}, support)
+        end = _inner_steps(learner.method, hyper, start, support)
         total = total + query(end) / len(tasks)
-    gradients = torch.autograd.grad(total, list(parameters.values()))
-    return dict(zip(parameters, gradients, strict=True))
+    wanted = {**parameters, **{f"learned {name}": value for name, value in hyper.items()}}
+    gradients = torch.autograd.grad(total, list(wanted.values()))
+    return dict(zip(wanted, gradients, strict=True))
 
 
 def _loss(learner: MetaLearner, parameters: Weights, x: Tensor, y: Tensor, weights: Weights) -> Tensor:
     return learner.loss(functional_call(learner.model, {**parameters, **weights}, (x,)), y)
 
 
-def _inner_steps(method: Method, start: Weights, loss: Callable[[Weights], Tensor]) -> Weights:
-    proximal = getattr(method, "proximal", 0.0)
+def _inner_steps(method: Method, hyper: Weights, start: Weights, loss: Callable[[Weights], Tensor]) -> Weights:
+    proximal = hyper.get("proximal", getattr(method, "proximal", 0.0))
+    rates = _rates(hyper, start)
 
     def slope(weights: Weights) -> Weights:
         gradients = torch.autograd.grad(loss(weights), list(weights.values()), create_graph=True)
         return {
-            name: -gradient - proximal * (weights[name] - start[name])
-            for (name, gradient) in zip(weights, gradients, strict=True)
+            name: -rates[name] * gradient - proximal * (weights[name] - start[name])
+            for name, gradient in zip(weights, gradients, strict=True)
         }
 
     if isinstance(method, AdjointMAML):
-        solver, h = method.solver, method.horizon / method.steps
+        solver, h = method.solver, hyper.get("horizon", method.horizon) / method.steps
     else:
-        solver, h = "euler", float(getattr(method, "inner_lr", 0.0))
+        solver, h = "euler", hyper.get("inner_lr", getattr(method, "inner_lr", 0.0))
     a, b, _ = TABLEAUS[solver].floats
     weights = start
     for _ in range(int(getattr(method, "steps", 0))):
@@ -111,7 +118,15 @@ def _inner_steps(method: Method, start: Weights, loss: Callable[[Weights], Tenso
     return weights
 
 
-def _advance(weights: Weights, h: float, coefficients: tuple[float, ...], slopes: list[Weights]) -> Weights:
+def _rates(hyper: Weights, start: Weights) -> Weights:
+    """Return each parameter's rates; the flat vector of them has the order of the adapted parameters."""
+    if "rates" not in hyper:
+        return {name: torch.ones_like(value) for name, value in start.items()}
+    parts = hyper["rates"].split([value.numel() for value in start.values()])
+    return {name: part.view_as(value) for part, (name, value) in zip(parts, start.items(), strict=True)}
+
+
+def _advance(weights: Weights, h: float | Tensor, coefficients: tuple[float, ...], slopes: list[Weights]) -> Weights:
     return {
         name: value + h * sum((c * k[name] for c, k in zip(coefficients, slopes, strict=True)), torch.zeros_like(value))
         for name, value in weights.items()

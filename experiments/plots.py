@@ -66,9 +66,11 @@ def curves(
 def _learning_curve(axes: Axes, records: Sequence[dict[str, Any]]) -> None:
     steps = np.array([r["step"] for r in records if r["loss"] is not None])
     losses = np.array([r["loss"] for r in records if r["loss"] is not None])
-    axes.plot(steps, losses, color=BLUE, alpha=0.25, linewidth=0.8, label="each meta-step")
     window = max(1, len(losses) // 40)
-    if window > 1:
+    smoothed = window > 1
+    axes.plot(steps, losses, color=BLUE, alpha=0.25 if smoothed else 1, linewidth=0.8 if smoothed else 1.5,
+              label="each meta-step")  # fmt: skip
+    if smoothed:
         smooth = np.array([np.median(losses[max(0, i + 1 - window) : i + 1]) for i in range(len(losses))])
         axes.plot(steps, smooth, color=BLUE, linewidth=2, label=f"median of {window}")
     validated = [(r["step"], r["validation"]) for r in records if r.get("validation") is not None]
@@ -80,11 +82,18 @@ def _learning_curve(axes: Axes, records: Sequence[dict[str, Any]]) -> None:
     if len(losses) and losses.min() > 0:
         axes.set_yscale("log")
         for ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            ticks(LogFormatter(minor_thresholds=(1.5, 0.5)))
+            ticks(_Plain(minor_thresholds=(1.5, 0.5)))
     axes.set_xlabel("meta-step")
     axes.set_ylabel("query loss after adaptation")
     axes.set_title("Meta-training", fontsize=10)
     axes.legend(frameon=False, fontsize=9)
+
+
+class _Plain(LogFormatter):
+    """0.05 and 0.1 instead of 5e-02 and 1e-1."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
 
 
 def _adam_curve(axes: Axes, adam: Sequence[tuple[int, Tensor]], result: Evaluation, metric: str) -> None:

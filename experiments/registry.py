@@ -144,7 +144,7 @@ def _steps_at(steps: int, inner_lr: float, maml_steps: int, solver_steps: int) -
 
 # Networks, step sizes and counts of tasks are those of Li et al. 2023, sections 5.1 and 5.3. Meta-steps are fewer than
 # the paper's 5000, so that a first run ends while one watches; `--set meta_steps=5000` is the paper's.
-_SYNTHETIC: dict[str, Any] = {"meta_steps": 600, "test": {"adam_epochs": 1000}}
+_SYNTHETIC: dict[str, Any] = {"meta_steps": 700, "test": {"adam_epochs": 1000}}
 _RATINGS: dict[str, Any] = {"model": {"width": 40, "depth": 2}}
 
 EXPERIMENTS: dict[str, Entry] = {

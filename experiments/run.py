@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from .config import RunConfig
 from .measure import peak_memory_bytes
 from .prepare import Prepared, prepare
 from .run_directory import MetricsLog, RunDirectory, read_metrics, write_atomically
-from .summary import test_summary, verdict
+from .summary import figures, verdict
 
 Observer = Callable[[dict[str, Any]], None]
 
@@ -41,6 +43,15 @@ class Interrupted(Exception):
         self.step = step
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """A run that is trained, and not yet tested."""
+
+    prepared: Prepared
+    trainer: Trainer
+    directory: RunDirectory
+
+
 def train(
     config: RunConfig,
     directory: RunDirectory,
@@ -50,7 +61,20 @@ def train(
     observe: Observer = lambda record: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Train, test and draw, and return the summary that ``summary.json`` holds.
+    """Train, test and draw, and return the summary that ``summary.json`` holds: `fit`, then `finish`."""
+    return finish(fit(config, directory, data_dir=data_dir, resume=resume, observe=observe, should_stop=should_stop))
+
+
+def fit(
+    config: RunConfig,
+    directory: RunDirectory,
+    *,
+    data_dir: Path | None = None,
+    resume: bool = False,
+    observe: Observer = lambda record: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Fitted:
+    """Take the meta-steps, with metrics and checkpoints in the directory.
 
     Args:
         resume: continue from the directory's checkpoint, bit for bit, if it has one.
@@ -63,49 +87,52 @@ def train(
         RuntimeError: if the run failed.
     """
     prepared = prepare(config, data_dir)
-    with torch.random.fork_rng(devices=[prepared.device] if prepared.device.type == "cuda" else []):
-        torch.manual_seed(config.seed)  # nothing of ours draws from it, but a user's module or optimiser may
-        return _train(prepared, directory, resume, observe, should_stop)
-
-
-def _train(
-    prepared: Prepared, directory: RunDirectory, resume: bool, observe: Observer, should_stop: Callable[[], bool]
-) -> dict[str, Any]:
-    config = prepared.config
     trainer = _trainer(prepared)
     if not resume:
         directory.check_free()
     log_bytes = 0
-    if resume and directory.checkpoint.exists():
-        state = _load(directory, prepared.device)
-        trainer.load_state_dict(state["trainer"], str(directory.checkpoint))
-        log_bytes = state["metrics_bytes"]
-    directory.create(config)
-    log = MetricsLog(directory.metrics, log_bytes)
-    events = _events(directory, trainer.progress.step)
-
-    def save() -> None:
-        checkpoint.save(directory.checkpoint, {"trainer": trainer.state_dict(), "metrics_bytes": log.flush()})
-
-    def record(entry: dict[str, Any]) -> None:
-        log.append(entry)
-        events(entry)
-        observe(entry)
-        if entry["step"] % config.checkpoint_every == 0:
-            save()
-
-    trainer.observe = record
-    try:
-        trainer.run(should_stop)
-        save()
-    except TrainingFailed:
-        save()
-        raise
-    finally:  # any other exception may strike in the middle of a meta-step, which must not be saved half done
-        log.close()
+    with torch.random.fork_rng(devices=[prepared.device] if prepared.device.type == "cuda" else []):
+        torch.manual_seed(config.seed)  # nothing of ours draws from it, but a user's module or optimiser may
+        if resume and directory.checkpoint.exists():
+            state = _load(directory, prepared.device)
+            trainer.load_state_dict(state["trainer"], str(directory.checkpoint))
+            log_bytes = state["metrics_bytes"]
+        if trainer.progress.step > config.meta_steps:
+            raise ValueError(f"{trainer.progress.step} meta-steps are done already, more than {config.meta_steps}")
+        directory.create(config)
+        _take_meta_steps(trainer, directory, config, log_bytes, observe, should_stop)
     if not trainer.done:
         raise Interrupted(trainer.progress.step)
-    return _finish(prepared, trainer, directory)
+    return Fitted(prepared, trainer, directory)
+
+
+def _take_meta_steps(
+    trainer: Trainer,
+    directory: RunDirectory,
+    config: RunConfig,
+    log_bytes: int,
+    observe: Observer,
+    should_stop: Callable[[], bool],
+) -> None:
+    with MetricsLog(directory.metrics, log_bytes) as log, _events(directory, trainer.progress.step) as events:
+
+        def save() -> None:
+            checkpoint.save(directory.checkpoint, {"trainer": trainer.state_dict(), "metrics_bytes": log.flush()})
+
+        def record(entry: dict[str, Any]) -> None:
+            log.append(entry)
+            events(entry)
+            observe(entry)
+            if entry["step"] % config.checkpoint_every == 0:
+                save()
+
+        trainer.observe = record
+        try:
+            trainer.run(should_stop)
+        except TrainingFailed:
+            save()
+            raise
+        save()  # not after other exceptions: they may strike in the middle of a meta-step
 
 
 def _load(directory: RunDirectory, device: torch.device) -> dict[str, Any]:
@@ -178,7 +205,8 @@ def _check_outer(config: RunConfig) -> None:
         optimizer, scheduler = _outer(config, [parameter])
         optimizer.step(lambda: 0.0)
         if scheduler is not None and not isinstance(scheduler, ReduceLROnPlateau):
-            scheduler.step()
+            for _ in range(config.meta_steps):  # some schedules end, and say so only then
+                scheduler.step()
     except Exception as error:
         raise ValueError(
             f"optimizer {config.optimizer.name} {config.optimizer.options} or scheduler {config.scheduler.name} "
@@ -186,24 +214,31 @@ def _check_outer(config: RunConfig) -> None:
         ) from error
 
 
-def _events(directory: RunDirectory, step: int) -> Observer:
-    """Return a writer of TensorBoard events, or nothing when the extra is not installed."""
+@contextmanager
+def _events(directory: RunDirectory, step: int) -> Iterator[Observer]:
+    """Yield a writer of TensorBoard events, or one that does nothing when the extra is not installed."""
     if importlib.util.find_spec("tensorboard") is None:
-        return lambda record: None
+        yield lambda record: None
+        return
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(str(directory.events), purge_step=step)
+    with SummaryWriter(str(directory.events), purge_step=step) as writer:
 
-    def write(record: dict[str, Any]) -> None:
-        for name in ("loss", "grad_norm", "validation", "lr"):
-            if record.get(name) is not None:
-                writer.add_scalar(name, record[name], record["step"])
+        def write(record: dict[str, Any]) -> None:
+            for name in ("loss", "grad_norm", "validation", "lr"):
+                if record.get(name) is not None:
+                    writer.add_scalar(name, record[name], record["step"])
 
-    return write
+        yield write
 
 
-def _finish(prepared: Prepared, trainer: Trainer, directory: RunDirectory) -> dict[str, Any]:
-    """Test the best state that validation saw, or the last one, and leave summary and pictures behind."""
+def finish(fitted: Fitted) -> dict[str, Any]:
+    """Test the best state that validation saw, or the last one, leave summary and pictures behind, return the summary.
+
+    Raises:
+        SolverError: if a test task cannot be adapted to.
+    """
+    prepared, trainer, directory = fitted.prepared, fitted.trainer, fitted.directory
     if trainer.best_state is not None:
         checkpoint.load_module(trainer.learner, trainer.best_state, "the best checkpoint")
     experiment = prepared.experiment
@@ -227,7 +262,7 @@ def _finish(prepared: Prepared, trainer: Trainer, directory: RunDirectory) -> di
         "skipped_meta_steps": progress.skipped,
         "hyperparameters": {name: _plain(value) for name, value in prepared.learner.hyper.items()},
         "validation": {"best": progress.best, "step": progress.best_step} if progress.best is not None else None,
-        "test": test_summary(experiment, result),
+        "test": figures(experiment, result),
         "test_adam": {
             str(epoch): float(values.mean()) for epoch, values in adam if epoch % 100 == 0 or epoch == adam[-1][0]
         },
@@ -288,7 +323,7 @@ def evaluate_run(directory: RunDirectory, *, data_dir: Path | None = None, tasks
         "device": str(prepared.device),
         "dtype": config.dtype,
         "meta_steps": state["progress"]["step"],
-        "test": test_summary(prepared.experiment, result),
+        "test": figures(prepared.experiment, result),
         "verdict": verdict(prepared.experiment, result),
         "run_dir": str(directory.path),
     }

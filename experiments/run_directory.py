@@ -110,6 +110,12 @@ class MetricsLog:
         """Close the file."""
         self._file.close()
 
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
 
 def _not_finite(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)  # JSON has no infinity

@@ -12,7 +12,7 @@ from adjoint_meta.evaluation import Evaluation
 from .registry import Experiment
 
 
-def test_summary(experiment: Experiment, result: Evaluation) -> dict[str, Any]:
+def figures(experiment: Experiment, result: Evaluation) -> dict[str, Any]:
     """Return the ``test`` part of a summary: metric, means before and after, spread, other units and baselines."""
     summary: dict[str, Any] = {"metric": experiment.metric, **result.summary()}
     for unit, factor in experiment.units.items():

@@ -220,11 +220,11 @@ def resolved(call, monkeypatch):
     """What a command line resolves to, without a run: the configuration, or the line that refuses it."""
     seen = []
 
-    def train(config, directory, **options):
+    def fit(config, directory, **options):
         seen.append(config)
         raise RuntimeError("seen")
 
-    monkeypatch.setattr(runs, "train", train)
+    monkeypatch.setattr(runs, "fit", fit)
 
     def find(*arguments, settings=()):
         code, _, err = call(*arguments, settings=settings)
@@ -287,7 +287,8 @@ def test_without_a_terminal_progress_is_plain_lines_with_the_time_left(call, tmp
     monkeypatch.setattr(progress, "PLAIN_INTERVAL", 0.0)
     settings = ("meta_steps=4", "method.steps=1", "task.validation_tasks=2", "validation.every=2", *SINE)
     _, stdout, stderr = call("sine", "--out", tmp_path / "run", "--json", settings=settings)
-    lines = stderr.splitlines()
+    *lines, last = stderr.splitlines()
+    assert last == "Testing …"
     assert len(lines) == 4 and "\r" not in stderr and "\x1b" not in stderr
     for step, (line, record) in enumerate(zip(lines, read_metrics(tmp_path / "run" / "metrics.jsonl"), strict=True), 1):
         assert line.startswith(f"meta-step {step}/4  loss {record['loss']:.4f}  gradient {record['grad_norm']:.3g}")

@@ -530,7 +530,7 @@ def test_one_task_alone_proves_nothing():
 
 def test_the_test_summary_has_units_and_baselines():
     experiment, result = judged([0.3, 0.4], [0.2, 0.4], item_mean=[0.2, 0.3, 0.9])
-    found = summary.test_summary(experiment, result)
+    found = summary.figures(experiment, result)
     assert found["metric"] == "nRMSE" and found["after"] == pytest.approx(0.3)
     assert found["stars"]["after"] == pytest.approx(1.2) and found["stars"]["std"] == pytest.approx(4 * found["std"])
     assert found["baselines"] == {"item_mean": pytest.approx(0.25)}  # of the same two tasks
