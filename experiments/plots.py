@@ -124,7 +124,8 @@ def _before_after(axes: Axes, result: Evaluation, experiment: Experiment) -> Non
     axes.errorbar([0, 1], means, yerr=interval, color="black", marker="o", linewidth=2, capsize=4, zorder=3)
     for place, mean, align in ((0, means[0], "right"), (1, means[1], "left")):
         axes.annotate(f"{mean:.3f}", (place, mean), (-9 if place == 0 else 9, 0), textcoords="offset points",
-                      ha=align, va="center", fontsize=10)  # fmt: skip
+                      ha=align, va="center", fontsize=10,
+                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5})  # fmt: skip
     for style, (name, values) in zip(BASELINE_STYLES, experiment.baselines.items(), strict=False):
         level = float(values.mean()) * factor
         axes.axhline(level, color=GREY, linestyle=style, linewidth=1.5, label=f"{name.replace('_', ' ')}: {level:.3f}")
@@ -136,7 +137,7 @@ def _before_after(axes: Axes, result: Evaluation, experiment: Experiment) -> Non
     axes.set_ylabel(label)
     axes.set_title(f"{len(after)} test tasks: each, mean and 95 % interval", fontsize=10)
     if experiment.baselines:
-        axes.legend(frameon=False, fontsize=9, loc="upper right")
+        axes.legend(fontsize=9, loc="upper right", edgecolor="none", framealpha=0.9)
 
 
 def adaptation(prepared: Prepared, scene: Scene, *, title: str) -> Figure:
