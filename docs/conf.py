@@ -2,8 +2,8 @@
 
 project = "adjoint-meta"
 author = "The adjoint-meta authors"
+copyright = "2026, the adjoint-meta authors"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
-myst_enable_extensions = ["dollarmath"]
 html_theme = "furo"
 exclude_patterns = ["_build"]
 autodoc_typehints = "description"

@@ -108,8 +108,12 @@ class Checkpointed:
         """Solve from y0, leaving the snapshots of the schedule's first descent behind."""
         checks.rows("the initial state", y0)
         snapshots = min(self.snapshots or ceil(sqrt(2 * grid.steps)), grid.steps)
-        kept = [(0, y0.detach())]
+        block = y0.new_empty((snapshots, *y0.shape))  # one block, as in `Discrete`
+        kept: list[tuple[int, Tensor]] = []
         values = _detached(field)
+
+        def keep(index: int, y: Tensor) -> None:
+            kept.append((index, block[len(kept)].copy_(y)))
 
         def state(index: int) -> Tensor:
             """Run from the last snapshot to the start of step ``index``, leaving snapshots where the schedule wants."""
@@ -120,12 +124,13 @@ class Checkpointed:
             for offset in placements(index + 1 - base, snapshots - len(kept)):
                 y = integrate(tableau, values, grid, y, first=at, last=base + offset)
                 at = base + offset
-                kept.append((at, y))
+                keep(at, y)
             return integrate(tableau, values, grid, y, first=at, last=index)
 
         def states(index: int) -> Sequence[Tensor]:
             return _stage_states(tableau, field, grid, index, state(index))
 
+        keep(0, y0.detach())
         end = integrate(tableau, values, grid, state(grid.steps - 1), first=grid.steps - 1)
         return Solve(end, finite_codes(end), lambda w: _sweep(tableau, field, grid, states, w))
 

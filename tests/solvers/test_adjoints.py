@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from problems import Recorder, TanhField
 from references import fewest_repeated_steps, relative, runge_kutta
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from adjoint_meta.solvers import TABLEAUS, Checkpointed, Discrete, SolverError, Status, UniformGrid, integrate
 from adjoint_meta.solvers.adjoints import placements
@@ -134,12 +135,28 @@ def test_the_checkpointed_sweep_takes_the_fewest_steps_and_keeps_no_more_states(
 def test_the_checkpointed_sweep_keeps_no_more_states_than_snapshots(snapshots, generator):
     recorder = Recorder(TanhField(generator))
     recorder.watch = True
-    solved = Checkpointed(snapshots).solve(
-        EULER, recorder, UniformGrid(0.0, 1.0, 20), torch.randn(2, 3, generator=generator)
-    )
-    solved.pullback(solved.end)
-    # Beside the snapshots there are the state that is being stepped and the one that it came from.
-    assert snapshots <= recorder.most_alive <= snapshots + 2
+    start = torch.randn(2, 3, generator=generator)
+    with Blocks() as blocks:
+        solved = Checkpointed(snapshots).solve(EULER, recorder, UniformGrid(0.0, 1.0, 20), start)
+        solved.pullback(solved.end)
+    # The snapshots lie in one block, made once.
+    assert blocks.shapes == [(snapshots, 2, 3)]
+    # Beside them there are the state that is being stepped and the one that it came from.
+    assert recorder.most_alive <= snapshots + 2
+
+
+class Blocks(TorchDispatchMode):
+    """Sees every uninitialised tensor of more than one state that is made."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if "empty" in str(func) and made.ndim == 3:
+            self.shapes.append(tuple(made.shape))
+        return made
 
 
 def test_the_count_of_living_states_sees_those_that_are_kept(generator):
