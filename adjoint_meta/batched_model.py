@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +16,6 @@ from .tasks import Batch
 # loss(prediction, target) → scalar, for the points of one task.
 Loss = Callable[[Tensor, Tensor], Tensor]
 Weights = dict[str, Tensor]
-
-_ELEMENTWISE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
-_ELEMENTWISE_FUNCTIONS = (
-    nn.functional.mse_loss,
-    nn.functional.l1_loss,
-    nn.functional.smooth_l1_loss,
-    nn.functional.huber_loss,
-)
 
 
 class BatchedModel:
@@ -141,27 +132,6 @@ def check_tensor(what: str, value: Tensor, like: Tensor) -> None:
         raise ValueError(f"{what} is on {value.device} but the model is on {like.device}; use tasks.to(device)")
     if value.is_floating_point() and value.dtype != like.dtype:
         raise TypeError(f"{what} is {value.dtype} but the model is {like.dtype}; use tasks.to(dtype={like.dtype})")
-
-
-def check_loss(loss: Loss, what: str, prediction: Tensor, y: Tensor) -> None:
-    """Refuse targets that a regression loss would broadcast or round in silence.
-
-    Raises:
-        TypeError, ValueError: with what was got, what was expected and what to do.
-    """
-    plain = loss.func if isinstance(loss, partial) else loss
-    if not (isinstance(plain, _ELEMENTWISE) or plain in _ELEMENTWISE_FUNCTIONS):
-        return
-    name = getattr(plain, "__name__", type(plain).__name__)
-    if not y.is_floating_point():
-        raise TypeError(
-            f"{what}.y is {y.dtype}, but {name} is a regression loss; convert it with y.to({prediction.dtype})"
-        )
-    if prediction.shape != y.shape:
-        raise ValueError(
-            f"the model predicts {list(prediction.shape)} for {what}.x, but {what}.y is {list(y.shape)}; {name} would "
-            "broadcast them; give y the prediction's shape"
-        )
 
 
 @contextmanager

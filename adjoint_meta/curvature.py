@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
@@ -99,7 +100,9 @@ class Linearisation:
 
         shared = psi.numel() > 0
         gradient = torch.func.grad(total, argnums=(0, 1) if shared else (0,))
-        value, tangent = torch.func.jvp(lambda phi: gradient(phi, psi), (phi,), (v,))[:2]
+        with warnings.catch_warnings():  # torch's own decompositions still use a compiler that it has deprecated
+            warnings.filterwarnings("ignore", message=r".*torch\.jit")
+            value, tangent = torch.func.jvp(lambda phi: gradient(phi, psi), (phi,), (v,))[:2]
         self._gradient = value[0]
         return Products(tangent[0], tangent[1] if shared else psi)
 
@@ -261,12 +264,13 @@ class HessianOperator:
 
     def __post_init__(self) -> None:
         checks.one_of("mode", self.mode, MODES)
+        checks.at_least("damping", self.damping, 0.0)
+        if not isinstance(self.phi, Tensor):
+            raise TypeError(f"phi must be a tensor, got {type(self.phi).__name__}")
         if not self.phi.is_floating_point():
             raise TypeError(f"phi must be floating point, got {self.phi.dtype}")
         with twice_differentiable():
-            self._linear = Linearisation(
-                lambda phi, _: self.loss(phi), self.phi, self.phi.new_empty(0), self.mode, check=True
-            )
+            self._linear = Linearisation(self._losses, self.phi, self.phi.new_empty(0), self.mode, check=True)
 
     def _losses(self, phi: Tensor, psi: Tensor) -> Tensor:
         losses = self.loss(phi)

@@ -16,7 +16,6 @@ from .batched_model import (
     BatchedModel,
     Loss,
     check_batch,
-    check_loss,
     check_module,
     check_tensor,
     math_attention,
@@ -25,6 +24,7 @@ from .batched_model import (
 from .curvature import MODES, Curvature, Evaluations
 from .meta_gradients.base import MetaGradient, Method, RowGradients, meta_gradient
 from .parameters import ParameterRows
+from .probe import check_task
 from .problem import Problem
 from .tasks import Batch, TaskBatch
 
@@ -194,27 +194,24 @@ class MetaLearner(nn.Module):
         check_module(self.model)
         if not isinstance(support, Batch):
             raise TypeError(f"the support must be a Batch(x, y), got {type(support).__name__}")
+        support, query = _ordinary(support), None if query is None else _ordinary(query)
         theta, psi = self._rows.read(self.model)
         for what, batch in (("support", support), ("query", query)):
             if batch is not None:
                 check_batch(what, batch, theta)
         problem = Problem(self._curvature, psi, support, query)
-        self._check_targets(problem, theta)
+        self._probe(problem)
         return problem, theta
 
-    def _check_targets(self, problem: Problem, theta: Tensor) -> None:
-        """Predict for one task, once for each new combination of shapes, and hold the targets against it."""
+    def _probe(self, problem: Problem) -> None:
+        """Try one task, once for each new combination of shapes and dtypes; see `check_task`."""
         for what, batch in (("support", problem.support), ("query", problem.query)):
             if batch is None:
                 continue
             key = (batch.x.shape[1:], batch.y.shape[1:], batch.x.dtype, batch.y.dtype)
-            if key in self._seen:
-                continue
-            with torch.no_grad(), math_attention():
-                one = batch[:1]
-                prediction = self._batched.predict(theta[None], problem.psi, one.x)
-            check_loss(self._batched.loss, what, prediction, one.y)
-            self._seen.add(key)
+            if key not in self._seen:
+                check_task(self.model, self.loss, what, batch.x[0], batch.y[0])
+                self._seen.add(key)
 
 
 class _MetaLoss(torch.autograd.Function):
@@ -239,6 +236,13 @@ def _parts(tasks: TaskBatch) -> tuple[Batch, Batch]:
     if not isinstance(tasks, TaskBatch):
         raise TypeError(f"expected a TaskBatch(support=Batch(x, y), query=Batch(x, y)), got {type(tasks).__name__}")
     return tasks.support, tasks.query
+
+
+def _ordinary(batch: Batch) -> Batch:
+    """Return the batch with tensors that autograd may save; those made under inference mode are copied."""
+    if not (batch.x.is_inference() or batch.y.is_inference()):
+        return batch
+    return Batch(batch.x.clone(), batch.y.clone(), batch.mask)
 
 
 @contextmanager

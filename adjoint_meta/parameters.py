@@ -83,6 +83,13 @@ class ParameterRows:
     def read(self, model: nn.Module) -> tuple[Tensor, Tensor]:
         """Return the model's current (θ ``[P]``, ψ ``[Q]``), detached."""
         parameters = dict(model.named_parameters())
+        for layout in (self.theta, self.psi):
+            for name, shape in zip(layout.names, layout.shapes, strict=True):
+                if name not in parameters or parameters[name].shape != shape:
+                    raise ValueError(
+                        f"the model's parameter {name!r} of shape {list(shape)} is gone or has another shape; build "
+                        "the MetaLearner after changing the model"
+                    )
         theta = self.theta.flatten(parameters)
         return theta, self.psi.flatten(parameters) if self.psi.names else theta.new_empty(0)
 

@@ -168,7 +168,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         loaded = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read the configuration {path}: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ValueError(f"cannot read the configuration {path}: {reason}; name an existing YAML file") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
@@ -247,7 +248,8 @@ def _one_line(error: ValidationError, section: str | None = None) -> str:
     if first["type"] == "extra_forbidden":
         return f"unknown key {name!r}; {checks.nearest(place[-1], _keys_at(place[:-1]))}"
     if first["type"] == "value_error":
-        return f"{name} {message}" if place else message  # a dataclass's own check names the argument
+        # a dataclass's own check names the argument, but not the section
+        return f"{name} {message}" if place else f"{section}: {message}" if section else message
     return f"{name} should be {message}, got {first['input']!r}"
 
 

@@ -153,7 +153,7 @@ def _power_of_two(b: Tensor) -> Tensor:
     """Return for each row a power of two near its largest entry, shape ``[rows, 1]``; 1 for a zero row."""
     largest = b.abs().amax(dim=1, keepdim=True)
     _, exponent = torch.frexp(torch.where(torch.isfinite(largest) & (largest > 0), largest, 1.0))
-    return torch.ldexp(torch.ones_like(largest), exponent)
+    return torch.ldexp(torch.ones_like(largest), exponent - 1)
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ from torch import nn
 from torch.func import functional_call
 
 from adjoint_meta import Batch
-from adjoint_meta.batched_model import BatchedModel, check_batch, check_loss, check_module, twice_differentiable
+from adjoint_meta.batched_model import BatchedModel, check_batch, check_module, twice_differentiable
 from adjoint_meta.parameters import ParameterRows
+from adjoint_meta.probe import check_loss
 
 
 def batched(model: nn.Module, loss=nn.functional.mse_loss, adapt: str | None = None) -> BatchedModel:

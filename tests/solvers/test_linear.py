@@ -231,6 +231,12 @@ def test_the_size_of_the_right_hand_side_does_not_matter(dtype, exponent):
     assert torch.allclose(x / 10.0**exponent, torch.tensor([[1.0, 1 / 2, 1 / 3]], dtype=dtype), rtol=1e-4)
 
 
+def test_the_largest_right_hand_side():
+    largest = torch.finfo(torch.float32).max
+    x, info = conjugate_gradient(lambda v: 2 * v, torch.full((1, 3), largest, dtype=torch.float32))
+    assert info.status == [Status.SUCCESS] and torch.allclose(x, torch.full_like(x, largest / 2))
+
+
 def test_float32_stays_float32(generator):
     a, b = definite(generator).float(), torch.randn(4, 6, generator=generator).float()
     x, info = conjugate_gradient(product(a), b, tol=1e-4, max_steps=50)
