@@ -11,19 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch import Tensor
 
 from adjoint_meta import checkpoint
 from adjoint_meta.evaluation import adam_curve, evaluate
-from adjoint_meta.solvers import checks
 from adjoint_meta.tasks import TaskBatch
 from adjoint_meta.training import STATE, Trainer, TrainingFailed, TrainingPlan
 
 from . import plots
 from .config import RunConfig
 from .measure import peak_memory_bytes
+from .outer import build_outer, check_outer
 from .prepare import Prepared, prepare
 from .run_directory import MetricsLog, RunDirectory, read_metrics, write_atomically
 from .summary import figures, verdict
@@ -145,8 +143,8 @@ def _load(directory: RunDirectory, device: torch.device) -> dict[str, Any]:
 
 def _trainer(prepared: Prepared) -> Trainer:
     config, experiment, learner = prepared.config, prepared.experiment, prepared.learner
-    _check_outer(config)
-    optimizer, scheduler = _outer(config, list(learner.parameters()))
+    check_outer(config)
+    optimizer, scheduler = build_outer(config, list(learner.parameters()))
     if config.validation.patience and not config.validation.every:
         raise ValueError("validation.patience counts validations; set validation.every too")
     if config.validation.every and experiment.validation is None:
@@ -168,50 +166,6 @@ def _trainer(prepared: Prepared) -> Trainer:
         config.meta_steps, config.clip_norm, config.validation.every, config.validation.patience, config.max_skipped
     )
     return Trainer(learner, optimizer, schedule, plan, scheduler=scheduler, validate=validate)
-
-
-def _outer(config: RunConfig, parameters: list[nn.Parameter]) -> tuple[Optimizer, LRScheduler | None]:
-    """Return optimiser and scheduler of these parameters."""
-    options = {"lr": config.optimizer.lr, **config.optimizer.options}
-    optimizer = _from_torch(torch.optim, Optimizer, config.optimizer.name)(parameters, **options)
-    if config.scheduler.name is None:
-        return optimizer, None
-    kind = _from_torch(torch.optim.lr_scheduler, LRScheduler, config.scheduler.name)
-    return optimizer, kind(optimizer, **config.scheduler.options)
-
-
-def _from_torch(module: Any, base: type[Any], name: str) -> type[Any]:
-    kinds = {
-        key: kind
-        for key, kind in vars(module).items()
-        if isinstance(kind, type) and issubclass(kind, base) and kind is not base and key[0] != "_"
-    }
-    return kinds[checks.one_of(base.__name__, name, kinds)]
-
-
-def _check_outer(config: RunConfig) -> None:
-    """Take a step with a throw-away parameter: torch looks at some options only when it first uses them.
-
-    Raises:
-        ValueError: if optimiser or scheduler cannot be built or cannot step.
-    """
-    if "lr" in config.optimizer.options:
-        raise ValueError("set optimizer.lr, not optimizer.options.lr")
-    parameter = nn.Parameter(torch.ones(2))
-    parameter.grad = torch.ones(2)
-    _from_torch(torch.optim, Optimizer, config.optimizer.name)
-    _from_torch(torch.optim.lr_scheduler, LRScheduler, config.scheduler.name or "StepLR")
-    try:
-        optimizer, scheduler = _outer(config, [parameter])
-        optimizer.step(lambda: 0.0)
-        if scheduler is not None and not isinstance(scheduler, ReduceLROnPlateau):
-            for _ in range(config.meta_steps):  # some schedules end, and say so only then
-                scheduler.step()
-    except Exception as error:
-        raise ValueError(
-            f"optimizer {config.optimizer.name} {config.optimizer.options} or scheduler {config.scheduler.name} "
-            f"{config.scheduler.options} cannot work: {error or type(error).__name__}"
-        ) from error
 
 
 @contextmanager
