@@ -33,7 +33,7 @@ lint: $(VENV)/with-lint
 	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/plain .
 	cd $(VENV) && MYPYPATH=plain bin/python -m mypy --config-file "$(CURDIR)/setup.cfg" -p adjoint_meta
 
-bench: $(VENV)/with-bench
+bench: $(VENV)/with-core
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/speed.py
 
