@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adjoint_meta.solvers import checks
+from adjoint_meta.solvers import SolverError, checks
 
 from .batched_model import twice_differentiable
 from .learner import MetaLearner
@@ -52,12 +52,21 @@ def evaluate(learner: MetaLearner, tasks: TaskBatch, metric: Metric = rmse) -> E
     """Adapt to each task's support by the method's own inner solve, and judge before and after on its query.
 
     Raises:
-        SolverError: if the inner solve failed.
+        SolverError: if the inner solve failed, or its result is too large for the metric to be finite.
     """
     phi = learner.adapt(tasks.support)
     with torch.no_grad():
-        before = learner.predict(learner.initial(len(tasks)), tasks.query.x)
-        return Evaluation(metric(before, tasks.query), metric(learner.predict(phi, tasks.query.x), tasks.query))
+        before = metric(learner.predict(learner.initial(len(tasks)), tasks.query.x), tasks.query)
+        after = metric(learner.predict(phi, tasks.query.x), tasks.query)
+    for when, values in (("before", before), ("after", after)):
+        bad = int((~torch.isfinite(values)).sum())
+        if bad:
+            raise SolverError(
+                f"the metric {when} adaptation is not finite for {bad} of {len(values)} tasks: predictions overflow or "
+                "the query holds values that are not finite. Check the data, and take more inner steps or a shorter "
+                "horizon"
+            )
+    return Evaluation(before, after)
 
 
 def adam_curve(

@@ -65,5 +65,8 @@ def show_test(summary: dict[str, Any]) -> None:
     click.echo()
     click.echo(summary["verdict"])
     if summary.get("test_adam"):
-        shown = ", ".join(f"{epoch}: {value:.3f}" for epoch, value in summary["test_adam"].items())
+        shown = ", ".join(
+            f"{epoch}: {'not finite' if value is None else f'{value:.3f}'}"
+            for epoch, value in summary["test_adam"].items()
+        )
         click.echo(f"{test['metric']} by epochs of Adam from the same start: {shown}")

@@ -218,7 +218,7 @@ def finish(fitted: Fitted) -> dict[str, Any]:
         "validation": {"best": progress.best, "step": progress.best_step} if progress.best is not None else None,
         "test": figures(experiment, result),
         "test_adam": {
-            str(epoch): float(values.mean()) for epoch, values in adam if epoch % 100 == 0 or epoch == adam[-1][0]
+            str(epoch): _finite(values.mean()) for epoch, values in adam if epoch % 100 == 0 or epoch == adam[-1][0]
         },
         "verdict": verdict(experiment, result),
         "facts": dict(experiment.facts),
@@ -229,7 +229,7 @@ def finish(fitted: Fitted) -> dict[str, Any]:
     plots.save(plots.curves(records, experiment, result, adam, title=_title(prepared)), directory.curves)
     if experiment.scene is not None:
         plots.save(plots.adaptation(prepared, experiment.scene, title=_title(prepared)), directory.adaptation)
-    write_atomically(directory.summary, json.dumps(summary, indent=2) + "\n")
+    write_atomically(directory.summary, json.dumps(summary, indent=2, allow_nan=False) + "\n")
     return summary
 
 
@@ -244,6 +244,10 @@ def _title(prepared: Prepared) -> str:
     method = prepared.config.method
     options = (f"{key.replace('_', ' ')} {value}" for key, value in method.items() if value not in (None, [], 0.0))
     return f"{prepared.config.experiment} · {', '.join(options).removeprefix('name ')}"
+
+
+def _finite(value: Tensor) -> float | None:
+    return float(value) if bool(torch.isfinite(value)) else None  # JSON has no infinity
 
 
 def _plain(value: Tensor) -> float | dict[str, float]:

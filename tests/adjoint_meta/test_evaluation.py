@@ -184,3 +184,13 @@ def test_counts_of_epochs_are_checked(learner, tasks, options):
     (name,) = options
     with pytest.raises((ValueError, TypeError), match=f"{name} must be"):
         adam_curve(learner, tasks, **options)
+
+
+def test_a_metric_that_overflows_is_an_error_and_no_infinity():
+    # The adapted parameters are finite, and so large that the predictions are not.
+    points = Batch(torch.full((2, 3, 1), 1e3, dtype=torch.float32), torch.ones(2, 3, 1, dtype=torch.float32))
+    query = Batch(1e15 * points.x, points.y)
+    learner = MetaLearner(nn.Linear(1, 1).float(), nn.MSELoss(), MAML(steps=1, inner_lr=1e25))
+    assert torch.isfinite(learner.adapt(points)).all()
+    with pytest.raises(SolverError, match="metric after adaptation is not finite for 2 of 2 tasks"):
+        evaluate(learner, TaskBatch(points, query))
