@@ -20,7 +20,7 @@ from .config import METHODS, RunConfig, as_options, build_dataclass, merge, vali
 from .data import load_ratings
 from .data.synthetic import synthetic_ratings
 from .models import HalfMSELoss, mlp
-from .regression import FAMILIES, RegressionTasks, Scene
+from .regression import FAMILIES, RegressionOptions, RegressionTasks, Scene
 
 
 @dataclass(frozen=True)
@@ -50,18 +50,6 @@ class Experiment:
     baselines: Mapping[str, Tensor] = field(default_factory=dict)
     facts: Mapping[str, int] = field(default_factory=dict)
     scene: Scene | None = None
-
-
-@dataclass(frozen=True)
-class RegressionOptions:
-    """Tasks of a regression experiment; see `RegressionTasks`."""
-
-    train_tasks: int = 100
-    validation_tasks: int = 0
-    test_tasks: int = 100
-    shots: int = 50
-    queries: int = 50
-    test_queries: int = 100
 
 
 @dataclass(frozen=True)

@@ -117,35 +117,44 @@ class Standardisation:
         return Batch((batch.x - self.x_mean) / self.x_deviation, (batch.y - self.y_mean) / self.y_deviation)
 
 
-@dataclass(frozen=True)
-class RegressionTasks:
-    """Training, validation and test tasks of one family, standardised over all of them.
+@dataclass(frozen=True, kw_only=True)
+class RegressionOptions:
+    """How many tasks and points.
 
     Args:
-        family: which functions.
         train_tasks, validation_tasks, test_tasks: how many of each.
         shots: support points of a task.
         queries: query points of a training or validation task.
         test_queries: query points of a test task.
-        seed: draws tasks and points.
 
     Raises:
         ValueError: for a count below one (validation tasks may be 0).
     """
 
-    family: Family
     train_tasks: int = 100
     validation_tasks: int = 0
     test_tasks: int = 100
     shots: int = 50
     queries: int = 50
     test_queries: int = 100
-    seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("train_tasks", "test_tasks", "shots", "queries", "test_queries"):
             checks.count(name, getattr(self, name))
         checks.count("validation_tasks", self.validation_tasks, least=0)
+
+
+@dataclass(frozen=True)
+class RegressionTasks(RegressionOptions):
+    """Training, validation and test tasks of one family, standardised over all of them.
+
+    Args:
+        family: which functions.
+        seed: draws tasks and points; the counts are those of `RegressionOptions`.
+    """
+
+    family: Family
+    seed: int = 0
 
     def build(self) -> tuple[StackedTasks, TaskBatch | None, TaskBatch, Standardisation]:
         """Return (training source, validation tasks, test tasks, the standardisation), in float64."""
