@@ -200,6 +200,15 @@ class ChunkedLinearisation:
         self._evaluations = evaluations
         self._only: Linearisation | None = None
 
+    @property
+    def gradient(self) -> Tensor:
+        """∇_φ L, shape ``[tasks, P]``, where no product has been taken yet."""
+        self._evaluations.n_grad += 1
+        if len(self._chunks) > 1:
+            return torch.cat([self._at(chunk).gradient for chunk in self._chunks])
+        self._only = self._only or self._at(self._chunks[0])
+        return self._only.gradient
+
     def product(self, v: Tensor, keep: bool = False) -> tuple[Tensor, Products]:
         """Return (∇_φ L ``[tasks, P]``, the curvature products with v); the first one evaluates the gradient."""
         self._evaluations.n_hvp += 1

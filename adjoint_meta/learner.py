@@ -51,6 +51,8 @@ class MetaLearner(nn.Module):
         TypeError, ValueError: for a model, pattern or option that cannot work, with the way out.
     """
 
+    steepest: Tensor
+
     def __init__(
         self,
         model: nn.Module,
@@ -83,6 +85,9 @@ class MetaLearner(nn.Module):
         self._curvature = Curvature(self._batched, mode, chunk_size)
         self._seen: set[object] = set()
         like = next(p for p in model.parameters() if p.requires_grad)
+        if method.watches:
+            # Where the losses curved most so far, [P]; part of the state, so that a resumed run takes the same steps.
+            self.register_buffer("steepest", torch.zeros(self._rows.theta.size).to(like))
         # On a log scale the hyperparameters stay positive under any optimiser.
         self.log_hyper = nn.ParameterDict(
             {name: nn.Parameter(method.initial(name, self._rows.theta.size).to(like).log()) for name in method.learned}
@@ -136,7 +141,17 @@ class MetaLearner(nn.Module):
         support, query = _parts(tasks)
         with twice_differentiable(), _blaming_data(support, query):
             problem, theta = self._problem(support, query)
-            return meta_gradient(self.method, problem, theta, self.hyper)
+            found = meta_gradient(self.method, problem, theta, self.hyper)
+        self._remember(found.stats.pop("vector", None))
+        return found
+
+    def _remember(self, vectors: Tensor | None) -> None:
+        """Keep the mean direction in which the tasks curved most, ``[tasks, P]``, for the next batch to start with."""
+        if vectors is None or not self.method.watches:
+            return
+        signs = torch.sign(vectors @ vectors[0])  # v and −v are the same direction
+        mean = (signs[:, None] * vectors).sum(dim=0)
+        self.steepest.copy_(mean / torch.linalg.vector_norm(mean).clamp(min=torch.finfo(mean.dtype).tiny))
 
     def query_losses(self, tasks: TaskBatch) -> Tensor:
         """Return the query loss of each task after adaptation, shape ``[tasks]``, without gradients.
@@ -199,7 +214,8 @@ class MetaLearner(nn.Module):
         for what, batch in (("support", support), ("query", query)):
             if batch is not None:
                 check_batch(what, batch, theta)
-        problem = Problem(self._curvature, psi, support, query)
+        steepest = self.steepest if self.method.watches and bool(self.steepest.any()) else None
+        problem = Problem(self._curvature, psi, support, query, steepest)
         self._probe(problem)
         return problem, theta
 

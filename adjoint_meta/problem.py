@@ -19,12 +19,14 @@ class Problem:
         psi: shared parameters, shape ``[Q]``.
         support: the points L_s is taken on.
         query: the points L_q is taken on; ``None`` when the tasks are only adapted.
+        steepest: the direction in which earlier batches curved most, shape ``[P]``, where power iteration may start.
     """
 
     curvature: Curvature
     psi: Tensor
     support: Batch
     query: Batch | None = None
+    steepest: Tensor | None = None
 
     @property
     def tasks(self) -> int:
@@ -35,6 +37,14 @@ class Problem:
     def evaluations(self) -> Evaluations:
         """The counters of everything evaluated so far."""
         return self.curvature.evaluations
+
+    def rows(self, tasks: Tensor) -> Problem:
+        """Return the support losses of the tasks with these numbers, shape ``[n]``."""
+        return Problem(self.curvature, self.psi, self.support.take(tasks))
+
+    def support_losses(self, phi: Tensor) -> Tensor:
+        """Return L_s, shape ``[tasks]``."""
+        return self.curvature.losses(phi, self.psi, self.support)
 
     def gradient(self, phi: Tensor) -> Tensor:
         """Return ∇_φ L_s, shape ``[tasks, P]``."""

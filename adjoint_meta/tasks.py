@@ -60,6 +60,10 @@ class Batch:
         _check_slice(tasks)
         return self._map(lambda tensor: tensor[tasks])
 
+    def take(self, tasks: Tensor) -> Batch:
+        """Return the tasks with these numbers, shape ``[n]``."""
+        return self._map(lambda tensor: tensor[tasks])
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Batch:
         """Move to a device; floating-point tensors also change to ``dtype``."""
 

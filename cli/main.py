@@ -21,6 +21,7 @@ COMMANDS = {
     "list": ("listing", "List experiments, methods and solvers."),
     "data": ("data", "List, fetch, add and verify data sets."),
     "check-grad": ("check_grad", "Compare meta-gradients with exact reverse mode."),
+    "bench": ("bench", "Measure solvers and adjoints, and make the tables of the A-MAML paper."),
     "doctor": ("doctor", "Show versions and devices, and check a gradient."),
 }
 

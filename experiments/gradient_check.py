@@ -105,12 +105,19 @@ def _inner_steps(method: Method, hyper: Weights, start: Weights, loss: Callable[
         }
 
     if isinstance(method, AdjointMAML):
-        solver, h = method.solver, hyper.get("horizon", method.horizon) / method.steps
+        solver, steps = method.solver, method.equal_steps
+        if steps is None or solver not in TABLEAUS or method.adjoint in ("interpolating", "backsolve"):
+            raise ValueError(
+                f"the check repeats equal steps of an explicit solver with an exact adjoint; got solver={solver!r}, "
+                f"steps={method.steps}, adjoint={method.adjoint!r}. Give steps, and adjoint='discrete'"
+            )
+        h = hyper.get("horizon", method.horizon) / steps
     else:
-        solver, h = "euler", hyper.get("inner_lr", getattr(method, "inner_lr", 0.0))
+        solver, steps = "euler", int(getattr(method, "steps", 0))
+        h = hyper.get("inner_lr", getattr(method, "inner_lr", 0.0))
     a, b, _ = TABLEAUS[solver].floats
     weights = start
-    for _ in range(int(getattr(method, "steps", 0))):
+    for _ in range(steps):
         slopes: list[Weights] = []
         for row in a:
             slopes.append(slope(_advance(weights, h, row, slopes)))

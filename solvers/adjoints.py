@@ -1,19 +1,20 @@
-"""Adjoints of a fixed-step solve: the exact transpose of the steps taken, over stored or rebuilt states."""
+"""Adjoints of a solve: the exact transpose of the steps taken, over stored or rebuilt states."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import ceil, comb, sqrt
-from typing import NamedTuple, Protocol
+from math import ceil, sqrt
+from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from . import checks
-from .integrate import UniformGrid, integrate
-from .runge_kutta import DifferentiableField, Field, Step, add, step, transpose
-from .solution import finite_codes, raise_if_failed
-from .tableaus import ButcherTableau
+from .binomial import placements
+from .paths import Path, Plan
+from .solution import raise_if_failed
+from .stepper import add
 
 
 class Cotangents(NamedTuple):
@@ -22,20 +23,33 @@ class Cotangents(NamedTuple):
     Args:
         start: to the initial state, shape ``[rows, P]``.
         parameters: to the field's parameters, in the field's order.
-        duration: to t1 − t0 at a fixed number of steps, shape ``[rows]``; of a field without explicit time.
+        duration: to t1 − t0, the steps growing in proportion, shape ``[rows]``.
+        shift: to a shift of the whole interval in time, shape ``[rows]``; ``None`` for a field without explicit time.
+        stability: the largest h·‖Jᵀκ‖/‖κ‖ over the products as a share of the stability interval, shape ``[rows]``:
+            above 1 the transposed steps amplify, and the cotangents are not to be trusted.
     """
 
     start: Tensor
     parameters: tuple[Tensor, ...]
     duration: Tensor
+    shift: Tensor | None
+    stability: Tensor
 
 
 class Solve(NamedTuple):
-    """A finished solve: its end ``[rows, P]``, status codes ``[rows]``, and the pullback of a cotangent of the end."""
+    """A finished solve.
+
+    Args:
+        end: shape ``[rows, P]``.
+        codes: status codes, ``[rows]``.
+        pullback: of a cotangent of the end.
+        stats: by name, what the solve took.
+    """
 
     end: Tensor
     codes: Tensor
     pullback: Callable[[Tensor], Cotangents]
+    stats: dict[str, Any]
 
     def raise_if_failed(self) -> None:
         """Raise `SolverError` with advice if any row failed."""
@@ -45,7 +59,7 @@ class Solve(NamedTuple):
 class Adjoint(Protocol):
     """A way to differentiate a solve."""
 
-    def solve(self, tableau: ButcherTableau, field: DifferentiableField, grid: UniformGrid, y0: Tensor) -> Solve:
+    def solve(self, plan: Plan, field: Any, y0: Tensor) -> Solve:
         """Solve from y0 and return the end together with its pullback."""
         ...
 
@@ -65,25 +79,11 @@ class Discrete:
     def __post_init__(self) -> None:
         checks.one_of("store", self.store, ("stages", "steps"))
 
-    def solve(self, tableau: ButcherTableau, field: DifferentiableField, grid: UniformGrid, y0: Tensor) -> Solve:
+    def solve(self, plan: Plan, field: Any, y0: Tensor) -> Solve:
         """Solve from y0, keeping what the way back needs."""
         checks.rows("the initial state", y0)
-        rebuild = self.store == "steps" and tableau.solution_stages > 1
-        # One block for all states: kept one by one, they would sit between the field's temporaries and make the
-        # allocator's heap grow with the steps by far more than their own size.
-        stages = 1 if rebuild else tableau.solution_stages
-        kept = y0.new_empty((grid.steps, stages, *y0.shape))
-
-        def record(index: int, taken: Step) -> None:
-            for stage in range(stages):
-                kept[index, stage] = taken.states[stage]
-
-        end = integrate(tableau, _detached(field), grid, y0.detach(), record=record)
-
-        def states(index: int) -> Sequence[Tensor]:
-            return _stage_states(tableau, field, grid, index, kept[index, 0]) if rebuild else kept[index].unbind()
-
-        return Solve(end, finite_codes(end), lambda w: _sweep(tableau, field, grid, states, w))
+        end, codes, path, stats = plan.run(field, y0, self.store)
+        return Solve(end, codes, lambda w: sweep(path, path.states, w), stats)
 
 
 @dataclass(frozen=True)
@@ -92,107 +92,105 @@ class Checkpointed:
 
     Snapshots are placed by the binomial schedule, which needs the fewest repeated steps for the number of snapshots:
     with C(s+r, s) ≥ n no step is taken more than r times (Griewank and Walther, ACM TOMS 26 (2000), algorithm 799).
+    The schedule needs the number of steps, which an adaptive solve only knows at its end: the first descent is made
+    on the way back then, so that each step is taken once more.
 
     Args:
         snapshots: how many states may be kept, the initial one included, besides the one or two being worked on;
             ``None`` takes ⌈√(2n)⌉, with which no step is repeated more than twice.
+        memory: the bytes that snapshots may take, in place of their number.
+        offload: keep the snapshots in the host's memory, pinned if the states are on a GPU.
     """
 
     snapshots: int | None = None
+    memory: int | None = None
+    offload: bool = False
 
     def __post_init__(self) -> None:
         if self.snapshots is not None:
             checks.count("snapshots", self.snapshots)
+        if self.memory is not None:
+            checks.count("memory", self.memory)
+        if self.snapshots is not None and self.memory is not None:
+            raise ValueError(f"give snapshots or memory, not both; got {self.snapshots} and {self.memory}")
 
-    def solve(self, tableau: ButcherTableau, field: DifferentiableField, grid: UniformGrid, y0: Tensor) -> Solve:
-        """Solve from y0, leaving the snapshots of the schedule's first descent behind."""
+    def solve(self, plan: Plan, field: Any, y0: Tensor) -> Solve:
+        """Solve from y0; only snapshots are left behind."""
         checks.rows("the initial state", y0)
-        snapshots = min(self.snapshots or ceil(sqrt(2 * grid.steps)), grid.steps)
-        block = y0.new_empty((snapshots, *y0.shape))  # one block, as in `Discrete`
-        kept: list[tuple[int, Tensor]] = []
-        values = _detached(field)
+        self._affordable(1, y0)  # refuses too little memory before anything is solved
+        path = plan.path(field)
+        if path is not None:  # the number of steps is known
+            chain = _Chain(path, y0.detach(), self._affordable(path.steps, y0), self.offload)
+            end = path.advance(path.steps - 1, chain.state(path.steps - 1))
+            return Solve(end, path.codes(end), chain.sweep, {})
+        end, codes, taken, stats = plan.run(field, y0, "nothing")
 
-        def keep(index: int, y: Tensor) -> None:
-            kept.append((index, block[len(kept)].copy_(y)))
+        def pullback(w: Tensor) -> Cotangents:
+            return _Chain(taken, y0.detach(), self._affordable(taken.steps, y0), self.offload).sweep(w)
 
-        def state(index: int) -> Tensor:
-            """Run from the last snapshot to the start of step ``index``, leaving snapshots where the schedule wants."""
-            while kept[-1][0] > index:
-                kept.pop()
-            base, y = kept[-1]
-            at = base
-            for offset in placements(index + 1 - base, snapshots - len(kept)):
-                y = integrate(tableau, values, grid, y, first=at, last=base + offset)
-                at = base + offset
-                keep(at, y)
-            return integrate(tableau, values, grid, y, first=at, last=index)
+        return Solve(end, codes, pullback, stats)
 
-        def states(index: int) -> Sequence[Tensor]:
-            return _stage_states(tableau, field, grid, index, state(index))
-
-        keep(0, y0.detach())
-        end = integrate(tableau, values, grid, state(grid.steps - 1), first=grid.steps - 1)
-        return Solve(end, finite_codes(end), lambda w: _sweep(tableau, field, grid, states, w))
+    def _affordable(self, steps: int, y0: Tensor) -> int:
+        if self.memory is not None:
+            size = y0.numel() * y0.element_size()
+            if self.memory < size:
+                raise ValueError(
+                    f"memory={self.memory} bytes hold no snapshot of shape {list(y0.shape)}, which takes {size}"
+                )
+            return max(1, min(self.memory // size, steps))
+        return max(1, min(self.snapshots or ceil(sqrt(2 * steps)), steps))
 
 
-def _detached(field: Field) -> Field:
-    """Return the field without a graph: the pullback replaces it, and grad mode may be on around a solve."""
-    return lambda t, y: field(t, y).detach()
+class _Chain:
+    """The snapshots left on a path, and the states rebuilt from them."""
+
+    def __init__(self, path: Path, y0: Tensor, snapshots: int, offload: bool) -> None:
+        self._path, self._device, self._snapshots = path, y0.device, snapshots
+        pinned = offload and y0.device.type == "cuda"
+        # One block: kept one by one, snapshots would sit between the field's temporaries and fragment the heap.
+        self._block = torch.empty(
+            (snapshots, *y0.shape), dtype=y0.dtype, device="cpu" if offload else y0.device, pin_memory=pinned
+        )
+        self._kept: list[int] = []
+        self._keep(0, y0)
+
+    def _keep(self, index: int, y: Tensor) -> None:
+        self._block[len(self._kept)].copy_(y)
+        self._kept.append(index)
+
+    def _advance(self, y: Tensor, first: int, last: int) -> Tensor:
+        for index in range(first, last):
+            y = self._path.advance(index, y)
+        return y
+
+    def state(self, index: int) -> Tensor:
+        """Run from the last snapshot to the start of step ``index``, leaving snapshots where the schedule wants."""
+        while self._kept[-1] > index:
+            self._kept.pop()
+        base = at = self._kept[-1]
+        y = self._block[len(self._kept) - 1].to(self._device)
+        for offset in placements(index + 1 - base, self._snapshots - len(self._kept)):
+            y = self._advance(y, at, base + offset)
+            at = base + offset
+            self._keep(at, y)
+        return self._advance(y, at, index)
+
+    def sweep(self, w: Tensor) -> Cotangents:
+        """Transpose all steps, each from its rebuilt start."""
+        return sweep(self._path, lambda index: self._path.rebuild(index, self.state(index)), w)
 
 
-def _stage_states(
-    tableau: ButcherTableau, field: DifferentiableField, grid: UniformGrid, index: int, y: Tensor
-) -> list[Tensor]:
-    if tableau.solution_stages == 1:
-        return [y]
-    return step(tableau, _detached(field), grid.time(index), grid.step_size, y).states
-
-
-def _sweep(
-    tableau: ButcherTableau,
-    field: DifferentiableField,
-    grid: UniformGrid,
-    states: Callable[[int], Sequence[Tensor]],
-    w: Tensor,
-) -> Cotangents:
-    """Transpose the steps from the last to the first."""
+def sweep(path: Path, states: Callable[[int], Sequence[Tensor]], w: Tensor) -> Cotangents:
+    """Transpose the steps of a path from the last to the first."""
     parameters: tuple[Tensor, ...] = ()
-    size = w.new_zeros(w.shape[0])
-    for index in reversed(range(grid.steps)):
-        pulled = transpose(tableau, field, grid.time(index), grid.step_size, states(index), w)
+    shift: Tensor | None = None
+    duration = stability = w.new_zeros(w.shape[0])
+    for index in reversed(range(path.steps)):
+        pulled = path.transpose(index, states(index), w)
         w = pulled.start
         parameters = add(parameters, pulled.parameters)
-        size = size + pulled.size
-    return Cotangents(w, parameters, size / grid.steps)
-
-
-def placements(steps: int, free: int) -> Iterator[int]:
-    """Yield where to leave snapshots ahead of a snapshot at 0, so that ``steps`` steps are reversed most cheaply.
-
-    Args:
-        steps: how many steps are to be reversed from here.
-        free: how many more snapshots may be kept.
-    """
-    at = 0
-    while free > 0 and steps - at > 1:
-        at += _split(steps - at, free + 1)
-        free -= 1
-        yield at
-
-
-def _split(steps: int, snapshots: int) -> int:
-    """Return how far the next snapshot lies ahead when ``snapshots`` may be kept, the one at 0 included.
-
-    With β(s, r) = C(s+r, s) the longest chain that s snapshots reverse in r repetitions, and r the least with
-    β(s, r) ≥ n, the next snapshot at m is optimal when the m steps before it, reversed with s snapshots, need at
-    most r−1 repetitions and the n−m steps after it, with s−1 snapshots, at most r, neither chain being so short that
-    it wastes repetitions: β(s, r−2) ≤ m ≤ β(s, r−1) and β(s−1, r−1) ≤ n−m ≤ β(s−1, r). The largest such m is taken.
-    """
-
-    def longest(s: int, r: int) -> int:
-        return comb(s + r, s)
-
-    repetitions = 1
-    while longest(snapshots, repetitions) < steps:
-        repetitions += 1
-    return min(longest(snapshots, repetitions - 1), steps - longest(snapshots - 1, repetitions - 1))
+        duration = duration + pulled.duration
+        stability = torch.maximum(stability, pulled.stability)
+        if pulled.shift is not None:
+            shift = pulled.shift if shift is None else shift + pulled.shift
+    return Cotangents(w, parameters, duration, shift, stability)

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from . import checks
-from .runge_kutta import Field, Step, Time, step
-from .tableaus import ButcherTableau
+from .stepper import Field, Step, Stepper, Time
 
 # Sees every step before it is forgotten: (its index, the step).
 Recorder = Callable[[int, Step], None]
@@ -42,7 +41,7 @@ class UniformGrid:
 
 
 def integrate(
-    tableau: ButcherTableau,
+    stepper: Stepper,
     field: Field,
     grid: UniformGrid,
     y: Tensor,
@@ -59,7 +58,7 @@ def integrate(
     """
     h = grid.step_size
     for index in range(first, grid.steps if last is None else last):
-        taken = step(tableau, field, grid.time(index), h, y)
+        taken = stepper.step(field, grid.time(index), h, y)
         if record is not None:
             record(index, taken)
         y = taken.end

@@ -143,6 +143,65 @@ def neumann_series(matvec: MatVec, b: Tensor, *, scale: float, steps: int) -> tu
     return scale * total, LinearInfo(torch.full_like(codes, steps), residual, codes, steps)
 
 
+@dataclass(frozen=True)
+class Tridiagonal:
+    """What Lanczos found: A Q ≈ Q T with T tridiagonal, every row a system of its own.
+
+    Args:
+        diagonal: of T, shape ``[rows, k]``.
+        off: beside the diagonal, shape ``[rows, k − 1]``.
+        basis: the orthonormal vectors Q, shape ``[k, rows, P]``.
+    """
+
+    diagonal: Tensor
+    off: Tensor
+    basis: Tensor
+
+    def ritz(self) -> tuple[Tensor, Tensor]:
+        """Return T's eigenvalues ``[rows, k]``, ascending, and its eigenvectors ``[rows, k, k]`` in columns."""
+        matrix = torch.diag_embed(self.diagonal) + torch.diag_embed(self.off, 1) + torch.diag_embed(self.off, -1)
+        # LAPACK would refuse the whole batch for one row that is not finite.
+        fine = torch.isfinite(matrix).all(dim=2).all(dim=1)[:, None]
+        values, vectors = torch.linalg.eigh(torch.where(fine[:, :, None], matrix, 0.0))
+        return torch.where(fine, values, torch.nan), vectors
+
+
+def lanczos(matvec: MatVec, start: Tensor, steps: int) -> Tridiagonal:
+    """Project a symmetric A on the Krylov space of a start vector, every row on its own.
+
+    The basis is kept orthogonal by a second pass of Gram-Schmidt, since without it the Ritz values repeat. A row whose
+    space is exhausted goes on with zero vectors, so that T only gains zeros (Golub, Van Loan, Matrix Computations,
+    10.1; the squares of the eigenvectors' first entries are the weights of the Gauss quadrature of the start vector's
+    spectral measure, Golub and Welsch 1969).
+
+    Args:
+        matvec: the product, ``[rows, P] → [rows, P]``.
+        start: shape ``[rows, P]``; its length does not matter.
+        steps: number of products k.
+    """
+    checks.rows("start", start)
+    checks.count("steps", steps)
+    start = start / _power_of_two(start)
+    norm = torch.linalg.vector_norm(start, dim=1, keepdim=True)
+    q = torch.where(norm > 0, start / norm, 0.0)
+    basis, diagonal, off = start.new_empty((steps, *start.shape)), [], []
+    scale = torch.zeros_like(norm)
+    for k in range(steps):
+        basis[k] = q
+        r = _product(matvec, q)
+        diagonal.append(_dot(q, r))
+        scale = torch.maximum(scale, torch.linalg.vector_norm(r, dim=1, keepdim=True))
+        for _ in range(2):
+            r = r - torch.einsum("krp,kr->rp", basis[: k + 1], torch.einsum("krp,rp->kr", basis[: k + 1], r))
+        norm = torch.linalg.vector_norm(r, dim=1, keepdim=True)
+        # What is left at rounding level is no direction.
+        norm = torch.where(norm > torch.finfo(r.dtype).eps * 10 * scale, norm, 0.0)
+        off.append(norm.squeeze(1))
+        q = torch.where(norm > 0, r / norm, 0.0)
+    empty = start.new_empty((start.shape[0], 0))
+    return Tridiagonal(torch.stack(diagonal, 1), torch.stack(off[:-1], 1) if steps > 1 else empty, basis)
+
+
 def _product(matvec: MatVec, v: Tensor) -> Tensor:
     product = matvec(v)
     checks.like("matvec's result", product, v)

@@ -23,6 +23,14 @@ class Status(Enum):
     MAX_STEPS = (
         "The residual was still above the tolerance after the last step: allow more steps or a larger tolerance."
     )
+    STEP_LIMIT = (
+        "The end of the interval was not reached within max_steps steps: allow more, loosen rtol and atol, or, if the "
+        "field is stiff, use a stabilised or implicit method (rkc, implicit_euler)."
+    )
+    UNDERFLOW = (
+        "The step size fell below what the time can resolve: the field is not smooth enough there, or has a "
+        "singularity. Loosen rtol and atol, shorten the interval, or use float64."
+    )
     BREAKDOWN = (
         "The search direction vanished before the residual did, or a product was not finite: the operator is "
         "singular or not symmetric. Add damping, and check that the matvec is linear."
@@ -32,6 +40,11 @@ class Status(Enum):
         "strength or the damping, solve the inner problem further, or use the Gauss-Newton product."
     )
     DIVERGED = "The terms of the series grow, so it has no sum: decrease the scale below 2 / ‖A‖."
+    NEWTON = (
+        "Newton's method did not solve the equation of an implicit step: take more, shorter steps, allow more Newton "
+        "or CG steps, or loosen newton_tol; give the field a potential if it has one, and check that its Jacobian is "
+        "symmetric."
+    )
 
     @property
     def code(self) -> int:

@@ -2,136 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache, cached_property
-from itertools import combinations_with_replacement
 
-# A rooted tree is the sorted tuple of its subtrees; () is the single node.
-Tree = tuple["Tree", ...]
-
-# Tsit5 is published as decimals of 16 digits, so its conditions hold to rounding; the others hold exactly.
-_ROUNDING = Fraction(1, 10**13)
-
-
-@dataclass(frozen=True)
-class ButcherTableau:
-    """Coefficients of an explicit Runge-Kutta method, checked at construction.
-
-    One step of size h from y is
-
-        k_i = f(t + c_i h, Y_i),   Y_i = y + h Σ_{j<i} a_ij k_j,   y⁺ = y + h Σ_i b_i k_i,
-
-    and h Σ_i (b_i − b̂_i) k_i estimates its error when an embedded method b̂ is given.
-
-    Args:
-        name: how users call the method.
-        order: order of convergence; the order conditions of every rooted tree up to it are verified.
-        a: strictly lower triangular part, row i holding a_i1 … a_i,i−1 (the first row is empty).
-        b: weights of the solution.
-        embedded: weights b̂ of the embedded method, or ``None``.
-        embedded_order: its order, verified too.
-        source: where the coefficients are printed.
-
-    Raises:
-        ValueError: if the shapes do not fit or an order condition fails.
-    """
-
-    name: str
-    order: int
-    a: tuple[tuple[Fraction, ...], ...]
-    b: tuple[Fraction, ...]
-    source: str
-    c: tuple[Fraction, ...]
-    embedded: tuple[Fraction, ...] | None = None
-    embedded_order: int = 0
-
-    def __post_init__(self) -> None:
-        stages = len(self.b)
-        if [len(row) for row in self.a] != list(range(stages)) or len(self.c) != stages:
-            raise ValueError(f"{self.name}: a must be strictly lower triangular with {stages} rows, c of {stages}")
-        for i, (row, node) in enumerate(zip(self.a, self.c, strict=True)):
-            if abs(sum(row) - node) > _ROUNDING:
-                raise ValueError(f"{self.name}: row {i} of a sums to {sum(row)}, its node is {node}")
-        self._check_order(self.b, self.order)
-        if self.embedded is not None:
-            if len(self.embedded) != stages:
-                raise ValueError(f"{self.name}: the embedded weights must be {stages}, got {len(self.embedded)}")
-            if self.embedded_order < 1:
-                raise ValueError(f"{self.name}: embedded weights need their order, got {self.embedded_order}")
-            self._check_order(self.embedded, self.embedded_order)
-
-    def _check_order(self, weights: Sequence[Fraction], order: int) -> None:
-        for nodes in range(1, order + 1):
-            for tree in rooted_trees(nodes):
-                value = sum((w * p for w, p in zip(weights, self._stage_products(tree), strict=True)), Fraction(0))
-                if abs(value - Fraction(1, _density(tree))) > _ROUNDING:
-                    raise ValueError(
-                        f"{self.name}: the condition of order {nodes} for the tree {tree} gives {value}, "
-                        f"expected 1/{_density(tree)}"
-                    )
-
-    def _stage_products(self, tree: Tree) -> list[Fraction]:
-        """Return Φ_i(tree) = Π over subtrees s of Σ_j a_ij Φ_j(s), for each stage i."""
-        products = [Fraction(1)] * len(self.b)
-        for subtree in tree:
-            inner = self._stage_products(subtree)
-            for i, row in enumerate(self.a):
-                products[i] *= sum((a * p for a, p in zip(row, inner, strict=False)), Fraction(0))
-        return products
-
-    @property
-    def stages(self) -> int:
-        """Number of stages, those of the embedded method included."""
-        return len(self.b)
-
-    @cached_property
-    def solution_stages(self) -> int:
-        """Number of leading stages that the solution needs when no error is estimated (dopri5: 6 of 7)."""
-        return max(i for i, weight in enumerate(self.b) if weight != 0) + 1
-
-    @property
-    def first_same_as_last(self) -> bool:
-        """Whether the last stage is f at the end of the step, and so the next step's first stage."""
-        return self.c[-1] == 1 and self.a[-1] == self.b[:-1] and self.b[-1] == 0
-
-    @cached_property
-    def floats(self) -> tuple[tuple[tuple[float, ...], ...], tuple[float, ...], tuple[float, ...]]:
-        """The coefficients (a, b, c) rounded once to float64, for use in a step."""
-        return (
-            tuple(tuple(map(float, row)) for row in self.a),
-            tuple(map(float, self.b)),
-            tuple(map(float, self.c)),
-        )
-
-
-@cache
-def rooted_trees(nodes: int) -> tuple[Tree, ...]:
-    """Return all rooted trees with this many nodes (1, 1, 2, 4, 9, … of them)."""
-    return tuple(dict.fromkeys(_forests(nodes - 1)))
-
-
-def _forests(nodes: int) -> list[Tree]:
-    if nodes == 0:
-        return [()]
-    smaller = [tree for size in range(1, nodes + 1) for tree in rooted_trees(size)]
-    return [
-        tuple(forest)
-        for count in range(1, nodes + 1)
-        for forest in combinations_with_replacement(smaller, count)
-        if sum(map(_size, forest)) == nodes
-    ]
-
-
-def _size(tree: Tree) -> int:
-    return 1 + sum(map(_size, tree))
-
-
-def _density(tree: Tree) -> int:
-    """Return γ(tree): its size times the densities of its subtrees (Hairer, Nørsett, Wanner II.2)."""
-    return _size(tree) * math.prod(map(_density, tree))
+from .butcher import ButcherTableau as ButcherTableau
 
 
 def _row(text: str) -> tuple[Fraction, ...]:
@@ -139,7 +13,15 @@ def _row(text: str) -> tuple[Fraction, ...]:
 
 
 def _tableau(
-    name: str, order: int, c: str, a: Sequence[str], b: str, source: str, embedded: str = "", embedded_order: int = 0
+    name: str,
+    order: int,
+    c: str,
+    a: Sequence[str],
+    b: str,
+    source: str,
+    embedded: str = "",
+    embedded_order: int = 0,
+    quartic: str = "",
 ) -> ButcherTableau:
     return ButcherTableau(
         name=name,
@@ -150,6 +32,7 @@ def _tableau(
         source=source,
         embedded=_row(embedded) if embedded else None,
         embedded_order=embedded_order,
+        quartic=_row(quartic) if quartic else None,
     )
 
 
@@ -201,6 +84,9 @@ DOPRI5 = _tableau(
     "Dormand and Prince, A family of embedded Runge-Kutta formulae, J. Comput. Appl. Math. 6 (1980)",
     embedded="5179/57600 0 7571/16695 393/640 -92097/339200 187/2100 1/40",
     embedded_order=4,
+    # Shampine, Some practical Runge-Kutta formulas, Math. Comp. 46 (1986); Hairer, Nørsett, Wanner II.6 and CONTD5.
+    quartic="-12715105075/11282082432 0 87487479700/32700410799 -10690763975/1880347072 701980252875/199316789632 "
+    "-1453857185/822651844 69997945/29380423",
 )
 TSIT5 = _tableau(
     "tsit5",
@@ -220,6 +106,48 @@ TSIT5 = _tableau(
     embedded="0.09468075576583945 0.009183565540343254 0.4877705284247616 1.234297566930479 -2.7077123499835256 "
     "1.866628418170587 0.015151515151515152",
     embedded_order=4,
+    # The leading coefficients of the paper's b_i(ϑ); its other coefficients follow from them.
+    quartic="-1.0530884977290216 0.1017 2.490627285651252793 -16.54810288924490272 47.37952196281928122 "
+    "-34.87065786149660974 2.5",
+)
+
+ADAPTIVE_HEUN = _tableau(
+    "adaptive_heun",
+    2,
+    "0 1",
+    ["1"],
+    "1/2 1/2",
+    "Heun's method with the weights 0 1 embedded, so that its error estimate is minus that of heun; torchdiffeq",
+    embedded="0 1",
+    embedded_order=1,
+)
+FEHLBERG2 = _tableau(
+    "fehlberg2",
+    2,
+    "0 1/2 1",
+    ["1/2", "1/256 255/256"],
+    "1/512 255/256 1/512",
+    "Fehlberg, Low-order classical Runge-Kutta formulas with stepsize control, NASA TR R-315 (1969), RK1(2)",
+    embedded="1/256 255/256 0",
+    embedded_order=1,
+)
+HEUN3 = _tableau(
+    "heun3",
+    3,
+    "0 1/3 2/3",
+    ["1/3", "0 2/3"],
+    "1/4 0 3/4",
+    "Heun 1900; Hairer, Nørsett, Wanner, Solving ODEs I, II.1, Table 1.1",
+)
+RK38 = _tableau(
+    "rk4_38",
+    4,
+    "0 1/3 2/3 1",
+    ["1/3", "-1/3 1", "1 -1 1"],
+    "1/8 3/8 3/8 1/8",
+    "Kutta 1901, the 3/8 rule; Hairer, Nørsett, Wanner, Solving ODEs I, II.1, Table 1.2",
 )
 
 TABLEAUS = {tableau.name: tableau for tableau in (EULER, MIDPOINT, HEUN, BOSH3, RK4, DOPRI5, TSIT5)}
+# Methods that users meet elsewhere and that `odeint` answers to.
+MORE_TABLEAUS = {tableau.name: tableau for tableau in (ADAPTIVE_HEUN, FEHLBERG2, HEUN3, RK38)}

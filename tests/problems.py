@@ -16,12 +16,17 @@ from adjoint_meta.solvers import VJP
 
 
 class TanhField:
-    """f(t, y) = tanh(W y + b + t u) − y/2, a nonlinear field with parameters (W, b), whose pullback is autograd's."""
+    """f(t, y) = tanh(W y + b + t u) − y/2, a nonlinear field with parameters (W, b), whose pullback is autograd's.
+
+    Args:
+        time: the scale of u; a field without explicit time reports no cotangent to it.
+    """
 
     def __init__(self, generator: torch.Generator, size: int = 3, time: float = 0.0) -> None:
         self.weight = torch.randn(size, size, generator=generator)
         self.bias = torch.randn(size, generator=generator)
         self.drift = time * torch.randn(size, generator=generator)
+        self.timed = time != 0
 
     @property
     def parameters(self) -> tuple[Tensor, Tensor]:
@@ -31,11 +36,12 @@ class TanhField:
         return torch.tanh(y @ self.weight.T + self.bias + t * self.drift) - y / 2
 
     def vjp(self, t: Tensor | float, y: Tensor, w: Tensor) -> VJP:
-        inputs = [tensor.detach().requires_grad_() for tensor in (y, *self.parameters)]
+        times = torch.as_tensor(t, dtype=y.dtype).expand(len(y), 1)
+        inputs = [tensor.detach().requires_grad_() for tensor in (y, times, *self.parameters)]
         with torch.enable_grad():
-            value = torch.tanh(inputs[0] @ inputs[1].T + inputs[2] + t * self.drift) - inputs[0] / 2
-            state, *parameters = torch.autograd.grad(value, inputs, w)
-        return VJP(value.detach(), state, tuple(parameters))
+            value = torch.tanh(inputs[0] @ inputs[2].T + inputs[3] + inputs[1] * self.drift) - inputs[0] / 2
+            state, time, *parameters = torch.autograd.grad(value, inputs, w)
+        return VJP(value.detach(), state, tuple(parameters), time[:, 0] if self.timed else None)
 
 
 class LinearField:

@@ -104,7 +104,7 @@ def test_there_is_no_circle():
 def test_every_folder_was_read():
     assert {layer(module) for module in FILES} == set(LAYERS)
     arrows = graph()
-    assert "adjoint_meta.solvers.tableaus" in arrows["adjoint_meta.solvers.runge_kutta"]
+    assert "adjoint_meta.solvers.butcher" in arrows["adjoint_meta.solvers.runge_kutta"]
     assert "adjoint_meta.solvers.checks" in arrows["adjoint_meta.learner"]
     assert "adjoint_meta.learner" in arrows["adjoint_meta"]
 

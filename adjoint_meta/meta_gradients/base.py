@@ -71,6 +71,11 @@ class Method(ABC):
     shares: ClassVar[bool] = True
 
     @property
+    def watches(self) -> bool:
+        """Whether the solve estimates ‖H‖, and so can use the direction that an earlier one ended with."""
+        return False
+
+    @property
     def learned(self) -> tuple[str, ...]:
         """The hyperparameters that are to be learned."""
         return tuple(getattr(self, "learn", ()))

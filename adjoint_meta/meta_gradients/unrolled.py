@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from adjoint_meta.solvers import ButcherTableau, UniformGrid, checks
+from adjoint_meta.problem import Problem
+from adjoint_meta.solvers import RungeKutta, UniformGrid, UniformSteps, checks
 from adjoint_meta.solvers.adjoints import Adjoint
 from adjoint_meta.solvers.tableaus import EULER
 
@@ -44,20 +45,17 @@ class MAML(Flow):
     def __post_init__(self) -> None:
         checks.count("steps", self.steps)
         checks.positive("inner_lr", self.inner_lr)
-        check_adjoint(self.adjoint, self.snapshots)
+        check_adjoint(self.adjoint, self.snapshots, ("discrete", "checkpointed"))
         self._check_learn()
 
-    def tableau(self) -> ButcherTableau:
-        """Return Euler's method."""
-        return EULER
-
-    def grid(self, hyper: Hyper) -> UniformGrid:
-        """Return n steps of size α."""
-        return UniformGrid(0.0, self.steps * hyper.get("inner_lr", self.inner_lr), self.steps)
+    def plan(self, problem: Problem, hyper: Hyper) -> UniformSteps:
+        """Return n Euler steps of size α."""
+        grid = UniformGrid(0.0, self.steps * hyper.get("inner_lr", self.inner_lr), self.steps)
+        return UniformSteps(RungeKutta(EULER), grid)
 
     def transposition(self) -> Adjoint:
         """Return the stored or the checkpointed transpose."""
-        return build_adjoint(self.adjoint, self.snapshots)
+        return build_adjoint(self.adjoint, self.snapshots, RungeKutta(EULER))
 
     def duration_gradients(self, duration: Tensor) -> dict[str, Tensor]:
         """Return dJ/dα = n dJ/dT."""

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from problems import case, half_squares, quadratic
-from references import Split, derivatives, relative
+from references import Split, central_difference, derivatives, relative
 
 from adjoint_meta.adaptation import GradientFlow, descend
 from adjoint_meta.batched_model import BatchedModel
@@ -78,6 +78,66 @@ def test_a_flow_spends_one_gradient_or_one_product(generator):
     assert vars(problem.evaluations) == {"n_loss": 0, "n_grad": 1, "n_hvp": 0}
     flow.vjp(0.0, flow.theta, flow.theta)
     assert vars(problem.evaluations) == {"n_loss": 0, "n_grad": 1, "n_hvp": 1}
+
+
+def mlp_flow(generator: torch.Generator, **options) -> tuple[GradientFlow, torch.Tensor]:
+    """The flow of a network's head on three tasks, and a φ of its own for each."""
+    found = case("mlp", generator)
+    rows = ParameterRows(found.model, "2.*")
+    theta, psi = rows.read(found.model)
+    problem = Problem(Curvature(BatchedModel(found.model, found.loss, rows)), psi, found.points)
+    thetas = theta.repeat(3, 1)
+    return GradientFlow(problem, thetas, **options), thetas + 0.3 * torch.randn(3, 5, generator=generator)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("which", [[0, 1, 2], [2], [2, 0]], ids=str)
+def test_the_flow_of_some_tasks(setting, which, generator):
+    flow, phi = mlp_flow(generator, **SETTINGS[setting])
+    w, index = torch.randn(3, 5, generator=generator), torch.tensor(which)
+    whole, some = flow.vjp(0.0, phi, w), flow.rows(index).vjp(0.0, phi[index], w[index])
+    assert relative(flow.rows(index)(0.0, phi[index]), flow(0.0, phi)[index]) < 1e-13
+    assert relative(some.value, whole.value[index]) < 1e-13
+    assert relative(some.state, whole.state[index]) < 1e-12
+    # Cotangents of what all tasks share are sums over the tasks left; those of θ keep a row for every task.
+    others = torch.zeros(3, 1)
+    others[index] = 1.0
+    expected = flow.split(flow.vjp(0.0, phi, others * w).parameters)
+    found = flow.rows(index).split(some.parameters)
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        assert relative(found[name], value) < 1e-12, name
+    if "theta" in found:
+        assert found["theta"].shape == (3, 5)
+
+
+@pytest.mark.parametrize("setting", ["plain", "proximal", "learned proximal"])
+def test_the_flow_falls_along_its_potential(setting, generator):
+    flow, phi = mlp_flow(generator, **SETTINGS[setting])
+    for i in range(3):
+        slope = central_difference(lambda p, i=i: float(flow.potential(0.0, put(phi, i, p))[i]), phi[i].clone())
+        assert relative(-slope, flow(0.0, phi)[i]) < 1e-7
+    assert flow.potential(0.0, phi).shape == (3,)
+
+
+def put(rows: torch.Tensor, index: int, row: torch.Tensor) -> torch.Tensor:
+    changed = rows.clone()
+    changed[index] = row
+    return changed
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_one_linearisation_serves_many_products(setting, generator):
+    flow, phi = mlp_flow(generator, **SETTINGS[setting])
+    before = vars(flow.problem.evaluations).copy()
+    linear = flow.linearise(0.0, phi)
+    assert relative(linear.value, flow(0.0, phi)) < 1e-13
+    for _ in range(3):
+        w = torch.randn(3, 5, generator=generator)
+        assert relative(linear.product(w), flow.vjp(0.0, phi, w).state) < 1e-12
+    counts = flow.problem.evaluations
+    # Two values, three products of the linearisation and three pullbacks.
+    assert (counts.n_grad - before["n_grad"], counts.n_hvp - before["n_hvp"]) == (2, 6)
 
 
 @pytest.mark.parametrize("proximal", [0.0, 0.8])

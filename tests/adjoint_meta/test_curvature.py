@@ -151,6 +151,22 @@ def test_a_linearisation_serves_many_products(mode, chunk_size, generator):
 
 
 @every_mode
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_a_linearisation_knows_its_gradient_before_any_product(mode, chunk_size, generator):
+    setup = Setup(case("mlp", generator), generator, mode=mode, chunk_size=chunk_size)
+    linear = setup.curvature.linearise(*setup.at)
+    assert vars(setup.curvature.evaluations) == {"n_loss": 0, "n_grad": 0, "n_hvp": 0}
+    assert relative(linear.gradient, setup.stacked("gradient")) < ROUNDING
+    assert vars(setup.curvature.evaluations) == {"n_loss": 0, "n_grad": 1, "n_hvp": 0}
+    for count in (1, 2):
+        gradient, products = linear.product(setup.v, keep=True)
+        assert relative(products.phi, torch.einsum("tij,tj->ti", setup.stacked("hessian"), setup.v)) < ROUNDING
+        assert relative(gradient, setup.stacked("gradient")) < ROUNDING
+        assert not (gradient.requires_grad or products.phi.requires_grad)
+        assert vars(setup.curvature.evaluations) == {"n_loss": 0, "n_grad": 1, "n_hvp": count}
+
+
+@every_mode
 @pytest.mark.parametrize("adapt", [None, "weight"])
 def test_a_loss_linear_in_phi_has_no_curvature(mode, adapt, generator):
     found = Case(nn.Linear(2, 1), lambda prediction, y: (prediction * y).sum(), regression(generator).support)

@@ -113,8 +113,11 @@ def test_a_second_derivative_is_refused(generator):
         torch.autograd.grad(gradients[0].sum(), list(learner.parameters()))
 
 
+@pytest.mark.filterwarnings("ignore:the inner steps left the stability interval")  # LBFGS tries wild weights
 @pytest.mark.parametrize("optimiser", [torch.optim.SGD, torch.optim.Adam, torch.optim.LBFGS])
 @pytest.mark.parametrize("method", [METHODS[0], METHODS[3], METHODS[4]], ids=kind)
+# LBFGS tries long steps, of the horizon too.
+@pytest.mark.filterwarnings("ignore:the inner steps left the stability interval")
 def test_torchs_optimisers_lower_the_loss(optimiser, method, generator):
     learner, tasks = MetaLearner(mlp(generator), mse, method), regression(generator, points=20)
     steps = optimiser(learner.parameters(), lr=0.02)
@@ -148,9 +151,11 @@ def test_grad_scaler(generator):
 @pytest.mark.skipif(
     not (torch.distributed.is_available() and torch.distributed.is_gloo_available()), reason="torch without gloo"
 )
-def test_distributed_data_parallel(tmp_path, generator):
+# With rkc the second meta-gradient starts from what the first one left, a buffer that is kept the same everywhere.
+@pytest.mark.parametrize(("setting", "tol"), [({"steps": 3}, 1e-15), ({"solver": "rkc", "rtol": 1e-2}, 1e-2)], ids=str)
+def test_distributed_data_parallel(setting, tol, tmp_path, generator):
     model, tasks = mlp(generator), regression(generator)
-    method = AdjointMAML(horizon=0.5, steps=3, learn=("horizon",))
+    method = AdjointMAML(horizon=0.5, **setting, learn=("horizon",))
     expected = MetaLearner(model, mse, method).meta_gradient(tasks)
     learner = MetaLearner(model, mse, method)
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
@@ -162,9 +167,9 @@ def test_distributed_data_parallel(tmp_path, generator):
             loss.backward()
     finally:
         torch.distributed.destroy_process_group()
-    assert relative(loss.detach(), expected.loss.mean()) < 1e-15
+    assert relative(loss.detach(), expected.loss.mean()) < tol
     for name, parameter in model.named_parameters():
-        assert relative(parameter.grad, expected.grad[name]) < 1e-15
+        assert relative(parameter.grad, expected.grad[name]) < tol
     assert learner.log_hyper["horizon"].grad is not None
 
 

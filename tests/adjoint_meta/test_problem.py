@@ -73,3 +73,28 @@ def test_a_problem_without_query_points(setting):
     for ask in (alone.query_losses, alone.query_gradients):
         with pytest.raises(ValueError, match="this problem has no query points"):
             ask(phi)
+
+
+@pytest.mark.parametrize("which", [[0, 1, 2], [2], [2, 0], [1, 1]], ids=str)
+def test_some_tasks_of_a_problem(setting, which):
+    problem, phi, dense = setting
+    some = problem.rows(torch.tensor(which))
+    here = phi[torch.tensor(which)]
+    assert some.tasks == len(which)
+    assert relative(some.gradient(here), dense("support", "gradient")[which]) < ROUNDING
+    assert relative(some.support_losses(here), dense("support", "loss")[which]) < ROUNDING
+    products = some.linearise(here).product(here)[1]
+    assert relative(products.phi, torch.einsum("tij,tj->ti", dense("support", "hessian")[which], here)) < ROUNDING
+    # ψ is shared: the sum runs over the tasks that are left.
+    assert relative(products.psi, torch.einsum("tpq,tp->q", dense("support", "mixed")[which], here)) < ROUNDING
+    # One counter for all, and tasks that have finished adapting need no query.
+    assert some.evaluations is problem.evaluations
+    assert vars(problem.evaluations) == {"n_loss": 1, "n_grad": 1, "n_hvp": 1}
+    with pytest.raises(ValueError, match="no query points"):
+        some.query_losses(here)
+
+
+def test_support_losses(setting):
+    problem, phi, dense = setting
+    assert relative(problem.support_losses(phi), dense("support", "loss")) < ROUNDING
+    assert not problem.support_losses(phi).requires_grad

@@ -67,6 +67,18 @@ def test_slices_of_tasks():
     assert len(tasks) == 2 and torch.equal(tasks.query.x, whole.x[:2])
 
 
+@pytest.mark.parametrize("mask", [None, torch.arange(12).reshape(3, 4) % 2 == 0], ids=["", "mask"])
+@pytest.mark.parametrize("which", [[0, 1, 2], [2], [2, 0], [1, 1]], ids=str)
+def test_tasks_by_their_numbers(mask, which):
+    whole = Batch(batch().x, batch().y, mask)
+    part = whole.take(torch.tensor(which))
+    assert len(part) == len(which)
+    for k, task in enumerate(which):
+        assert torch.equal(part.x[k], whole.x[task]) and torch.equal(part.y[k], whole.y[task])
+        assert mask is None or torch.equal(part.mask[k], mask[task])
+    assert (part.mask is None) == (mask is None) and part.y.dtype == whole.y.dtype
+
+
 @pytest.mark.parametrize("what", [batch(), TaskBatch(batch(), batch())], ids=["Batch", "TaskBatch"])
 def test_a_batch_is_not_indexed_by_one_number(what):
     # It would drop the axis of tasks, and points would be taken for tasks.

@@ -285,7 +285,14 @@ def test_without_a_terminal_progress_is_plain_lines_with_the_time_left(call, tmp
     from adjoint_meta.cli import progress
 
     monkeypatch.setattr(progress, "PLAIN_INTERVAL", 0.0)
-    settings = ("meta_steps=4", "method.steps=1", "task.validation_tasks=2", "validation.every=2", *SINE)
+    settings = (
+        "meta_steps=4",
+        "method.steps=1",
+        "method.horizon=0.1",
+        "task.validation_tasks=2",
+        "validation.every=2",
+        *SINE,
+    )
     _, stdout, stderr = call("sine", "--out", tmp_path / "run", "--json", settings=settings)
     *lines, last = stderr.splitlines()
     assert last == "Testing …"
@@ -460,7 +467,9 @@ def test_resume_needs_a_directory(call):
 
 def test_resuming_where_no_run_lies_is_not_done_in_silence(call, tmp_path):
     """A typing error in --out must not start the default experiment; a note, for scripts that always say --resume."""
-    code, _, stderr = call("--resume", "--out", tmp_path / "tpyo", settings=("meta_steps=1", "method.steps=1", *TINY))
+    code, _, stderr = call(
+        "--resume", "--out", tmp_path / "tpyo", settings=("meta_steps=1", "method.steps=1", "method.horizon=0.1", *TINY)
+    )
     if code == 0:
         assert "no run" in stderr or "starting" in stderr.lower()
     else:
@@ -476,7 +485,7 @@ def test_resuming_where_no_run_lies_is_not_done_in_silence(call, tmp_path):
         (("sien",), "unknown experiment 'sien'; did you mean 'sine'"),
         (("sine", "--method", "mamml"), "unknown method 'mamml'; did you mean 'maml'"),
         (("sine", "--set", "meta_stesp=3"), "unknown key 'meta_stesp'; did you mean 'meta_steps'"),
-        (("sine", "--set", "method.solver=rk5"), "unknown solver 'rk5'; did you mean 'rk4'"),
+        (("sine", "--set", "method.solver=rk5"), "unknown solver 'rk5'; did you mean 'rkc' or 'rk4'"),
         (("sine", "--set", "meta_steps=0"), "meta_steps should be greater than or equal to 1, got 0"),
         (("sine", "--set", "method.horizon=-1"), "horizon must be positive and finite, got -1"),
         (("sine", "--set", "seed"), "--set expects key=value such as method.horizon=1.0, got 'seed'"),

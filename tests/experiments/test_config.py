@@ -161,7 +161,7 @@ def test_the_dump_is_yaml_that_resolves_to_the_same_configuration(tmp_path, expe
         ("validation.patients=3", r"unknown key 'validation\.patients'; did you mean '(validation\.)?patience'"),
         ("zzz=3", r"unknown key 'zzz'; expected one of adapt, "),
         ("method=mamml", r"unknown method 'mamml'; did you mean 'maml'"),
-        ("method.solver=rk5", r"unknown solver 'rk5'; did you mean 'rk4'"),
+        ("method.solver=rk5", r"unknown solver 'rk5'; did you mean 'rkc' or 'rk4'"),
         ("method.adjoint=discreet", r"unknown adjoint 'discreet'; did you mean 'discrete'"),
         ("method.learn=[horizn]", r"unknown learnable hyperparameter 'horizn'; did you mean 'horizon'"),
         ("meta_steps=0", r"meta_steps should be greater than or equal to 1, got 0"),

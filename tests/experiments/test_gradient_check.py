@@ -29,7 +29,7 @@ def model(generator):
 
 
 EXACT = {
-    **{f"adjoint {solver}": AdjointMAML(horizon=0.8, solver=solver, steps=3) for solver in TABLEAUS},
+    **{f"adjoint {solver}": AdjointMAML(horizon=0.6, solver=solver, steps=3) for solver in TABLEAUS},
     "checkpointed": AdjointMAML(horizon=0.8, steps=5, adjoint="checkpointed", snapshots=2),
     "proximal": AdjointMAML(horizon=0.8, steps=3, proximal=0.7),
     "maml": MAML(steps=4, inner_lr=0.1),

@@ -11,7 +11,7 @@ from problems import LinearField, Recorder, TanhField, symmetric
 from references import STEPS, matrix_exponential, order_of_convergence, relative, rows_times, runge_kutta
 from scipy.integrate import solve_ivp
 
-from adjoint_meta.solvers import TABLEAUS, Discrete, UniformGrid, integrate
+from adjoint_meta.solvers import TABLEAUS, Discrete, RungeKutta, UniformGrid, UniformSteps, integrate
 
 every_tableau = pytest.mark.parametrize("tableau", TABLEAUS.values(), ids=TABLEAUS)
 
@@ -20,7 +20,7 @@ every_tableau = pytest.mark.parametrize("tableau", TABLEAUS.values(), ids=TABLEA
 def test_integrate_is_the_textbook_loop(tableau, generator):
     field = TanhField(generator, time=1.0)
     y = torch.randn(2, 3, generator=generator)
-    found = integrate(tableau, field, UniformGrid(0.2, 1.7, 5), y)
+    found = integrate(RungeKutta(tableau), field, UniformGrid(0.2, 1.7, 5), y)
     assert relative(found, runge_kutta(tableau, field, 0.2, 1.7, 5, y)) < 1e-14
 
 
@@ -28,7 +28,7 @@ def test_integrate_is_the_textbook_loop(tableau, generator):
 def test_a_backward_grid(tableau, generator):
     field = TanhField(generator, time=1.0)
     y = torch.randn(2, 3, generator=generator)
-    found = integrate(tableau, field, UniformGrid(1.7, 0.2, 5), y)
+    found = integrate(RungeKutta(tableau), field, UniformGrid(1.7, 0.2, 5), y)
     assert relative(found, runge_kutta(tableau, field, 1.7, 0.2, 5, y)) < 1e-14
 
 
@@ -42,7 +42,7 @@ def test_order_on_a_linear_system_for_solution_and_adjoint(tableau, generator):
     field = LinearField(a, b)
     errors, adjoint_errors, time_errors = [], [], []
     for n in STEPS[tableau.order]:
-        solved = Discrete().solve(tableau, field, UniformGrid(0.0, horizon, n), y)
+        solved = Discrete().solve(UniformSteps(RungeKutta(tableau), UniformGrid(0.0, horizon, n)), field, y)
         pulled = solved.pullback(w)
         errors.append(relative(solved.end, end))
         adjoint_errors.append(relative(pulled.start, start))
@@ -72,7 +72,7 @@ def test_order_on_a_nonlinear_equation_for_solution_and_adjoint(tableau, generat
     end, start = torch.from_numpy(exact[:3]), torch.from_numpy(exact[3:].reshape(3, 3)).T @ w[0]
     errors, adjoint_errors = [], []
     for n in STEPS[tableau.order]:
-        solved = Discrete().solve(tableau, field, UniformGrid(0.0, horizon, n), y)
+        solved = Discrete().solve(UniformSteps(RungeKutta(tableau), UniformGrid(0.0, horizon, n)), field, y)
         errors.append(relative(solved.end[0], end))
         adjoint_errors.append(relative(solved.pullback(w).start[0], start))
     assert order_of_convergence(STEPS[tableau.order], errors) == pytest.approx(tableau.order, abs=0.15)
@@ -84,10 +84,9 @@ def test_a_solve_taken_in_two_pieces_is_the_same_bit_for_bit(steps, cut, name):
     generator = torch.Generator().manual_seed(1)
     field, y = TanhField(generator, time=1.0), torch.randn(2, 3, generator=generator)
     grid, cut = UniformGrid(-0.3, 1.1, steps), min(cut, steps)
-    half = integrate(TABLEAUS[name], field, grid, y, last=cut)
-    assert torch.equal(
-        integrate(TABLEAUS[name], field, grid, half, first=cut), integrate(TABLEAUS[name], field, grid, y)
-    )
+    stepper = RungeKutta(TABLEAUS[name])
+    half = integrate(stepper, field, grid, y, last=cut)
+    assert torch.equal(integrate(stepper, field, grid, half, first=cut), integrate(stepper, field, grid, y))
 
 
 @every_tableau
@@ -95,7 +94,7 @@ def test_evaluations_and_records(tableau, generator):
     field, seen = Recorder(TanhField(generator)), []
     y = torch.randn(2, 3, generator=generator)
     grid = UniformGrid(0.0, 1.0, 4)
-    end = integrate(tableau, field, grid, y, record=lambda index, taken: seen.append((index, taken)))
+    end = integrate(RungeKutta(tableau), field, grid, y, record=lambda index, taken: seen.append((index, taken)))
     assert len(field.calls) == 4 * tableau.solution_stages
     assert [index for index, _ in seen] == [0, 1, 2, 3]
     assert torch.equal(seen[0][1].states[0], y)
@@ -114,7 +113,7 @@ def test_the_grid():
 def test_a_grid_of_tensors_keeps_its_graph(generator):
     t1 = torch.tensor(2.0, requires_grad=True)
     field, y = TanhField(generator), torch.randn(1, 3, generator=generator)
-    rk4 = TABLEAUS["rk4"]
+    rk4 = RungeKutta(TABLEAUS["rk4"])
     (found,) = torch.autograd.grad(integrate(rk4, field, UniformGrid(0.0, t1, 3), y).sum(), t1)
     # At a fixed number of steps, dy/dT is a sum over steps, not f(y(T)): compare with a difference quotient, whose
     # error is of the size h² + ε/h.

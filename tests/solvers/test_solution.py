@@ -21,7 +21,7 @@ def test_a_failure_says_what_to_change(status):
     with pytest.raises(SolverError) as caught:
         raise_if_failed("the solve", codes)
     assert str(caught.value) == f"the solve failed in 1 of 2 rows (row 1): {status.value}"
-    advice = ("allow more", "decrease", "raise the", "take more", "Add damping")
+    advice = ("allow more", "decrease", "raise the", "take more", "Add damping", "Loosen")
     assert any(words in status.value for words in advice)
 
 

@@ -1,0 +1,121 @@
+"""`adjoint-meta bench`: how accurate solvers and adjoints are, and what they cost."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from .options import json_option
+from .progress import PLAIN_INTERVAL
+
+out_option = click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where the results go.")
+
+
+@click.group(name="bench")
+def command() -> None:
+    """Measure solvers and adjoints, and make the tables of the A-MAML paper."""
+
+
+@command.command()
+@click.option(
+    "--budget", default="quick", metavar="quick|full", help="About a minute (the default), or a quarter hour."
+)
+@out_option
+@json_option
+def solvers(budget: str, out: Path | None, as_json: bool) -> None:
+    """Work and precision of every solver and adjoint.
+
+    Errors of φ(T) and of the meta-gradient against evaluations, on CosMixture at a random and at a meta-trained θ, with
+    torchdiffeq and torchode beside them. The directory (default: runs/bench-solvers) gets solvers.json, solvers.md and
+    the pictures, and keeps the trained θ.
+    """
+    from adjoint_meta.experiments.studies import work_precision, work_precision_report
+
+    from .progress import progress
+    from .tables import show_table
+
+    folder = out or Path("runs/bench-solvers")
+    steps = work_precision.meta_steps(budget)
+    with progress(steps) as observe:
+        work_precision.train(budget, folder, observe)
+    with _progress() as show:
+        result = work_precision.study(budget, folder, observe=show)
+    if as_json:
+        click.echo(json.dumps(result))
+        return
+    for start in work_precision_report.starts(result):
+        title = f"{start} θ: gradients + HVPs a task for a meta-gradient within 1e-2 and 1e-3 (– not reached)"
+        show_table(*work_precision_report.reach_table(result, start), title=title, numbers=True)
+        click.echo()
+    for rows, title in (
+        (work_precision_report.auto_table(result), 'solver="auto"'),
+        (work_precision_report.shared_table(result), work_precision_report.shared_line(result)),
+        (work_precision_report.reference_table(result), "references"),
+    ):
+        show_table(*rows, title=title, numbers=True)
+        click.echo()
+    lines = work_precision_report.euler_lines(result) + work_precision_report.trust_lines(result) + result["missing"]
+    click.echo("\n".join(lines))
+    click.echo(f"See solvers.md, solvers.json, work_precision.png and work_precision_phi.png in {folder}")
+
+
+@command.command()
+@out_option
+@json_option
+def tables(out: Path | None, as_json: bool) -> None:
+    """Tables 4 and 5 of the A-MAML paper.
+
+    Beside the paper's numbers; takes some minutes. The directory (default: runs/bench-tables) gets tables.json and
+    tables.md.
+    """
+    from adjoint_meta.experiments.studies import appendix, appendix_report
+
+    from .tables import show_table
+
+    folder = out or Path("runs/bench-tables")
+    with _progress() as show:
+        result = appendix.study(folder, observe=show)
+    if as_json:
+        click.echo(json.dumps(result))
+        return
+    title = "Table 4: dy/dt = −2t³ − 2ty, relative error of dL/dy(0)"
+    show_table(*appendix_report.table4_rows(result), title=title, numbers=True)
+    click.echo()
+    title = "Table 5: CosMixture, relative error of the meta-gradient"
+    show_table(*appendix_report.table5_rows(result), title=title, numbers=True)
+    click.echo()
+    click.echo("\n".join(appendix_report.target_lines(result)))
+    click.echo(f"See tables.md and tables.json in {folder}")
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int, str], None]]:
+    """Yield a function that shows how far a study is: a bar on a terminal, plain lines elsewhere; always on stderr."""
+    if not sys.stderr.isatty():
+        yield _plain()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)
+
+
+def _plain() -> Callable[[int, int, str], None]:
+    shown = [0.0]
+
+    def show(done: int, total: int, what: str) -> None:
+        now = time.monotonic()
+        if now - shown[0] >= PLAIN_INTERVAL or done == total:
+            shown[0] = now
+            print(f"{done}/{total}  {what}", file=sys.stderr, flush=True)
+
+    return show

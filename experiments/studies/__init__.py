@@ -1,0 +1,1 @@
+"""Studies: what solvers and adjoints cost and how accurate they are, measured."""
