@@ -49,15 +49,14 @@ def stepper(solver: str, *, adaptive: bool) -> Stepper:
     return RungeKutta(tableau.with_last_slope() if adaptive else tableau)
 
 
-def equal_steps(solver: str, horizon: float | Tensor, steps: int, start: Tensor | None = None) -> Plan:
+def equal_steps(solver: str, horizon: float | Tensor, steps: int) -> Plan:
     """Return n equal steps to the horizon; rkc takes as many stages in each as ‖H‖ demands.
 
-    Args:
-        start: where power iteration starts, shape ``[tasks, P]``; ``None`` starts with Lanczos.
+    It always begins with a Lanczos estimate of ‖H‖: no error control would make good one that is too small.
     """
     if solver != "rkc":
         return UniformSteps(stepper(solver, adaptive=False), UniformGrid(0.0, horizon, steps))
-    return _own(solver, horizon, Constant(steps), Guard(start=start))
+    return _own(solver, horizon, Constant(steps), Guard())
 
 
 def chosen_steps(

@@ -8,7 +8,7 @@ from .implicit import SDIRK2, ImplicitEuler
 from .integrate import UniformGrid, integrate
 from .ivp import Solution, solve_ivp
 from .linear import LinearInfo, conjugate_gradient, lanczos, neumann_series
-from .odeint import odeint, odeint_adjoint
+from .odeint import odeint, odeint_adjoint, odeint_dense, odeint_event
 from .paths import OwnSteps, UniformSteps
 from .row_steps import RowSteps
 from .runge_kutta import RungeKutta
@@ -57,5 +57,7 @@ __all__ = [
     "neumann_series",
     "odeint",
     "odeint_adjoint",
+    "odeint_dense",
+    "odeint_event",
     "solve_ivp",
 ]

@@ -151,10 +151,10 @@ class AdjointMAML(Flow):
                 )
 
     def _check_limits(self) -> None:
-        if "rates" in self.learn and self.solver in IMPLICIT:
+        if "rates" in self.learn and (self.solver in IMPLICIT or self.horizon == math.inf):
             raise ValueError(
-                f"learned rates make the flow's Jacobian unsymmetric, which {self.solver} cannot solve; use an "
-                "explicit solver"
+                "learned rates make the flow's Jacobian unsymmetric, for which conjugate gradients are not made; use "
+                f"an explicit solver and a finite horizon, not solver={self.solver!r} and horizon={self.horizon}"
             )
         if self.horizon != math.inf:
             return
@@ -181,14 +181,14 @@ class AdjointMAML(Flow):
     @property
     def watches(self) -> bool:
         """Whether the solve estimates ‖H‖, and so can use the direction that an earlier one ended with."""
-        return self.adaptive or self.solver == "rkc"
+        return self.adaptive
 
     def plan(self, problem: Problem, hyper: Hyper) -> Plan:
         """Return n equal steps to T, or steps by their error."""
         horizon = hyper.get("horizon", self.horizon)
-        start = None if problem.steepest is None else problem.steepest.expand(problem.tasks, -1)
         if self.equal_steps is not None:
-            return equal_steps(self.solver, horizon, self.equal_steps, start)
+            return equal_steps(self.solver, horizon, self.equal_steps)
+        start = None if problem.steepest is None else problem.steepest.expand(problem.tasks, -1)
         if self.solver == "auto":
             return AutomaticSteps(horizon, self.rtol or 1e-2, start)
         rtol = self.rtol or 1e-3

@@ -161,7 +161,6 @@ def test_a_flow_that_never_rests_is_a_failed_solve(generator):
         learner.meta_gradient(tasks)
 
 
-@pytest.mark.xfail(strict=True, reason="CG needs a symmetric Jacobian, and rates are not refused yet")
 def test_learned_rates_are_refused():
     # With rates D the Jacobian −(DH + λI) is not symmetric; implicit steps refuse them for that.
     with pytest.raises(ValueError, match="learned rates make the flow's Jacobian unsymmetric"):

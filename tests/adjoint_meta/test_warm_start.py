@@ -170,7 +170,6 @@ def test_a_direction_that_fits_no_task_does_no_harm(solver, generator):
 
 
 @pytest.mark.filterwarnings("ignore:the inner steps left the stability interval")
-@pytest.mark.xfail(strict=True, reason="rkc by steps has no error control to make good an estimate that is too small")
 def test_nor_where_nothing_controls_the_error(generator):
     tasks = unlike(generator)
     expected = quadratic_flow(tasks, 1.0).theta
