@@ -112,7 +112,7 @@ def choose(stiffness: float, rtol: float) -> Choice:
 
 @dataclass(frozen=True)
 class AutomaticSteps:
-    """Looks at ‖H‖·T at the start, and then solves as `choose` says.
+    """Solver and steps chosen from ‖H‖·T at the start, for a tolerance on the meta-gradient: see `choose`.
 
     Args:
         horizon: T.

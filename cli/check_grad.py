@@ -17,7 +17,8 @@ def command(asked: Asked, as_json: bool) -> None:
     """Compare meta-gradients on EXPERIMENT with exact reverse mode through every inner step, in float64.
 
     Without a method (--method, or a method key set), all are compared; with one, each parameter's error is shown too,
-    learned hyperparameters included.
+    learned hyperparameters included. Steps that cannot be repeated (adaptive, implicit, a continuous adjoint) are
+    compared with the flow itself: rk4 steps, doubled until the gradient settles.
     """
     from adjoint_meta.experiments import gradient_check
     from adjoint_meta.experiments.config import METHODS

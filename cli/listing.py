@@ -15,12 +15,16 @@ def command(as_json: bool) -> None:
     """List experiments, methods and solvers, one line each."""
     from adjoint_meta.experiments.config import METHODS
     from adjoint_meta.experiments.registry import EXPERIMENTS
-    from adjoint_meta.solvers import TABLEAUS
+    from adjoint_meta.inner_solvers import IMPLICIT, AutomaticSteps
+    from adjoint_meta.solvers import TABLEAUS, Chebyshev
 
+    solvers = {name: f"order {tableau.order}: {tableau.source}" for name, tableau in TABLEAUS.items()}
+    for name, kind in {"rkc": Chebyshev, **IMPLICIT, "auto": AutomaticSteps}.items():
+        solvers[name] = _first_sentence(kind.__doc__)
     listing = {
         "experiments": {name: entry.summary for name, entry in EXPERIMENTS.items()},
         "methods": {name: _first_sentence(kind.__doc__) for name, kind in METHODS.items()},
-        "solvers": {name: f"order {tableau.order}: {tableau.source}" for name, tableau in TABLEAUS.items()},
+        "solvers": solvers,
     }
     if as_json:
         click.echo(json.dumps(listing))

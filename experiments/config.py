@@ -117,7 +117,7 @@ class RunConfig(Section):
 
     def dump(self) -> str:
         """Return the configuration as YAML that trains the same run again."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
 
 
 def build_dataclass(kind: type[T], options: Mapping[str, Any], section: str) -> T:

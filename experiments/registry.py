@@ -205,7 +205,9 @@ def resolve(overrides: Mapping[str, Any], experiment: str | None = None, method:
     if wanted.get("name", chosen) != chosen:  # options of another method do not carry over
         wanted = {}
     raw = merge(merge(entry.defaults, overrides), {"experiment": name})
-    raw["method"] = {**entry.methods[chosen], **wanted, "name": chosen}
+    # Steps are counted for the default solver: another solver has its own default, and a tolerance replaces them.
+    kept = {k: v for k, v in entry.methods[chosen].items() if k != "steps" or not {"solver", "rtol"} & set(wanted)}
+    raw["method"] = {**kept, **wanted, "name": chosen}
     config = validate(raw)
     options = build_dataclass(entry.options, config.task, "task")
     full = {"name": chosen, **as_options(config.build_method())}

@@ -59,7 +59,8 @@ class RowSteps:
         guard: keeps explicit steps stable, and tells a stabilised method how many stages to take; without one only
             the error is controlled.
         max_steps: most steps a row may try.
-        steady: a row is done as soon as ‖f‖ is at most this; then t1 may be infinite.
+        steady: a row is done as soon as ‖f‖ is at most this; then t1 may be infinite. Explicit steps need a guard for
+            it: error control alone lets them hover at the edge of stability, where ‖f‖ does not fall.
     """
 
     stepper: Stepper
@@ -134,12 +135,11 @@ class _Run:
 
         before = self.t
         chosen = accept[:, None]
-        self.t = torch.where(accept, torch.where(last, self.stop, self.t + h), self.t)
+        self.t = torch.where(accept, self.t + h, self.t)
         self.y = torch.where(chosen, taken.end, self.y)
         self.slope = torch.where(chosen, taken.slope, self.slope)
         self.ratio = torch.where(accept, verdict.ratio, self.ratio)
-        # A last step may have been cut short: what was allowed before still is.
-        self.h = torch.where(accept & last, self.h, h * verdict.factor)
+        self.h = h * verdict.factor
 
         codes = torch.full_like(self.index, Status.SUCCESS.code)
         # Steps that do not move t may still grow out of it, as the first ones do.

@@ -135,7 +135,7 @@ class PIController:
         """Judge steps; one whose error is not finite is rejected and shortened as far as allowed."""
         ratio = self.norm(error / self._scale(y, end))
         accept = (ratio <= 1) & torch.isfinite(end).all(dim=1)
-        # Below 1e-4 the ratio is mostly rounding, and any factor it gives is clipped anyway.
+        # A ratio below 1e-4 is mostly rounding, and the memory of it would hold back the steps that follow.
         bounded = torch.where(torch.isfinite(ratio), ratio, torch.inf).clamp(min=1e-4)
         k = order + 1
         steady = self.safety * bounded ** (-0.7 / k) * before ** (0.4 / k)

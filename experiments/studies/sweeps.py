@@ -69,10 +69,10 @@ BUDGETS = {
     "full": Budget(
         horizons=(0.5, 2.0, 10.0, 50.0),
         meta_steps=300,
-        tolerances=(1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 3e-2, 3e-3, 3e-4),
+        tolerances=(1e-2, 1e-3, 1e-1, 1e-4, 3e-2, 3e-3, 3e-4),
         implicit_steps=(1, 2, 4, 8, 16),
         point=6000,
-        sweep=5000,
+        sweep=3000,
         floor=3e-5,
         adjoint=2000,
         reference=1e-9,

@@ -5,9 +5,9 @@ from click.testing import CliRunner
 from adjoint_meta.cli.listing import command
 from adjoint_meta.experiments.config import METHODS
 from adjoint_meta.experiments.registry import EXPERIMENTS
-from adjoint_meta.solvers import TABLEAUS
+from adjoint_meta.inner_solvers import SOLVERS
 
-KINDS = {"experiments": EXPERIMENTS, "methods": METHODS, "solvers": TABLEAUS}
+KINDS = {"experiments": EXPERIMENTS, "methods": METHODS, "solvers": SOLVERS}
 
 
 def run(*arguments):
@@ -32,7 +32,19 @@ def test_the_names_of_the_contract_are_there():
         found["experiments"]
     )
     assert {"adjoint", "imaml", "maml", "fomaml", "reptile"} <= set(found["methods"])
-    assert {"euler", "midpoint", "heun", "rk4", "bosh3", "dopri5", "tsit5"} <= set(found["solvers"])
+    assert {
+        "euler",
+        "midpoint",
+        "heun",
+        "rk4",
+        "bosh3",
+        "dopri5",
+        "tsit5",
+        "rkc",
+        "implicit_euler",
+        "sdirk2",
+        "auto",
+    } <= set(found["solvers"])
 
 
 def test_json_is_one_object_with_the_same_lines():

@@ -148,6 +148,14 @@ def test_the_dump_is_yaml_that_resolves_to_the_same_configuration(tmp_path, expe
     assert set(yaml.safe_load(config.dump())) == set(type(config).model_fields)
 
 
+def test_an_infinite_horizon_survives_the_round_trip(tmp_path):
+    keys = ["method.horizon=inf", "method.solver=dopri5", "method.proximal=1.0"]
+    config = resolve(parse_assignments(keys))
+    path = tmp_path / "config.yaml"
+    path.write_text(config.dump(), encoding="utf-8")
+    assert resolve(read_yaml(path)) == config and config.method["horizon"] == float("inf")
+
+
 # Refusals
 
 

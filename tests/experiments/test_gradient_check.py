@@ -1,5 +1,7 @@
 """The check itself: exact methods pass it, a wrong gradient fails it, and its reference is right."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -123,3 +125,51 @@ def test_the_note_says_what_to_expect():
     assert note(MAML()).startswith("exact") and note(AdjointMAML()).startswith("exact")
     assert "7 steps and 3 CG steps" in note(ImplicitMAML(steps=7, cg_steps=3))
     assert "first order" in note(FOMAML()) and "first order" in note(Reptile())
+
+
+OF_THE_FLOW = {
+    "adaptive": (AdjointMAML(horizon=0.2, solver="tsit5", rtol=1e-6), 1e-5),
+    "rkc": (AdjointMAML(horizon=0.2, solver="rkc", rtol=1e-3), 1e-2),
+    "auto": (AdjointMAML(horizon=0.2, solver="auto", rtol=1e-3), 1e-3),
+    "implicit": (AdjointMAML(horizon=0.2, solver="sdirk2", steps=20), 1e-3),
+    "interpolating": (AdjointMAML(horizon=0.2, steps=20, adjoint="interpolating"), 1e-4),
+    "backsolve": (AdjointMAML(horizon=0.2, steps=20, adjoint="backsolve"), 1e-4),
+    "learned": (
+        AdjointMAML(horizon=0.2, solver="dopri5", rtol=1e-5, proximal=0.7, learn=("horizon", "proximal")),
+        1e-4,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OF_THE_FLOW)
+def test_steps_that_cannot_be_repeated_are_compared_with_the_flow(model, tasks, name):
+    method, tolerance = OF_THE_FLOW[name]
+    found = compare(MetaLearner(model, nn.MSELoss(), method), tasks)
+    assert not found.exact and not found.failed and 1e-9 < found.error < tolerance
+    assert max(found.errors.values()) < 10 * tolerance
+    assert {f"learned {name}" for name in method.learn} <= set(found.errors)
+    assert "flow itself" in note(method)
+
+
+def test_the_flow_s_reference_is_that_of_many_small_steps(model, tasks):
+    """Euler with Richardson's extrapolation: independent of rk4 and of the doubling."""
+    learner = MetaLearner(model, nn.MSELoss(), AdjointMAML(horizon=0.3, solver="tsit5", rtol=1e-3))
+
+    def euler(steps):
+        fixed = MetaLearner(model, nn.MSELoss(), AdjointMAML(horizon=0.3, solver="euler", steps=steps))
+        return reverse_mode(fixed, tasks)
+
+    coarse, middle, fine = euler(50), euler(100), euler(200)
+    for name, value in reverse_mode(learner, tasks).items():
+        extrapolated = (coarse[name] - 6 * middle[name] + 8 * fine[name]) / 3
+        assert (value - extrapolated).norm() < 1e-5 * value.norm()
+
+
+def test_what_reverse_mode_cannot_follow_is_refused(model, tasks, monkeypatch):
+    endless = AdjointMAML(horizon=math.inf, solver="tsit5", proximal=1.0)
+    with pytest.raises(ValueError, match="infinite flow; check it with a finite horizon"):
+        reverse_mode(MetaLearner(model, nn.MSELoss(), endless), tasks)
+    monkeypatch.setattr(gradient_check, "MOST", 64)
+    monkeypatch.setattr(gradient_check, "SETTLED", 1e-15)
+    with pytest.raises(ValueError, match="not settled to 1e-15 with 64 steps"):
+        reverse_mode(MetaLearner(model, nn.MSELoss(), AdjointMAML(horizon=0.6, solver="auto")), tasks)

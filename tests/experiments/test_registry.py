@@ -48,6 +48,24 @@ def test_inner_solves_are_as_long_as_the_paper_says(names, steps, maml_steps):
         assert (options["imaml"]["proximal"], options["imaml"]["cg_steps"]) == (1.0, 5)
 
 
+@pytest.mark.parametrize(
+    ("asked", "steps"),
+    [
+        ({"solver": "rkc", "rtol": 1e-2}, None),
+        ({"solver": "auto"}, None),
+        ({"solver": "heun", "rtol": 1e-2}, None),
+        ({"solver": "sdirk2"}, None),
+        ({"solver": "dopri5", "steps": 7}, 7),
+        ({"horizon": 1.0}, 10),
+        ({"adjoint": "checkpointed"}, 10),
+    ],
+)
+def test_the_default_steps_belong_to_the_default_solver(asked, steps):
+    config = resolve({"method": asked}, "cosmixture")
+    assert config.method["steps"] == steps
+    assert config.build_method() == resolve({"method": config.method}, "cosmixture").build_method()
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_outer_loop_is_the_papers(name):
     config = resolve({}, name)

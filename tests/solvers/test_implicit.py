@@ -27,7 +27,7 @@ from adjoint_meta.solvers import (
     UniformGrid,
     UniformSteps,
 )
-from adjoint_meta.solvers.implicit import Stage, newton_cg
+from adjoint_meta.solvers.newton_cg import Stage, newton_cg
 
 METHODS = [ImplicitEuler, SDIRK2]
 every_method = pytest.mark.parametrize("method", METHODS, ids=["implicit_euler", "sdirk2"])
