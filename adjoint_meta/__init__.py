@@ -14,7 +14,7 @@ if (_ROOT / "setup.cfg").is_file() and str(_ROOT) not in __path__:
     __path__.append(str(_ROOT))
 
 if TYPE_CHECKING:
-    from .curvature import HessianOperator, hvp
+    from .hessian import HessianOperator, hvp
     from .learner import MetaLearner
     from .meta_gradients import FOMAML, MAML, AdjointMAML, ImplicitMAML, MetaGradient, Method, Reptile
     from .solvers.solution import SolverError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # Looked up on first use: `adjoint-meta --help` lives below this package and must not wait for torch.
 _HOMES = {
-    "curvature": ("HessianOperator", "hvp"),
+    "hessian": ("HessianOperator", "hvp"),
     "learner": ("MetaLearner",),
     "meta_gradients": ("FOMAML", "MAML", "AdjointMAML", "ImplicitMAML", "MetaGradient", "Method", "Reptile"),
     "tasks": ("Batch", "StackedTasks", "TaskBatch", "TaskSource"),

@@ -1,16 +1,16 @@
-"""Inner solves: gradient flow as a vector field with its exact pullback, and proximal descent to a tolerance."""
+"""Gradient flow as a vector field, with its exact pullback."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from adjoint_meta.solvers.stepper import VJP, Time
 
 from .problem import Problem
+from .tasks import Batch
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,19 @@ class GradientFlow:
         return replace(
             self, problem=self.problem.rows(tasks), theta=self.theta[tasks], part=(tasks, self.problem.tasks)
         )
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return all tensors that the flow of all tasks reads, besides what the model holds; see `over`."""
+        support = self.problem.support
+        found = (self.theta, support.x, support.y, self.problem.psi)
+        return (*found, *(t for t in (self.proximal, self.rates) if isinstance(t, Tensor)))
+
+    def over(self, tensors: Sequence[Tensor]) -> GradientFlow:
+        """Return the same flow with these in place of its own `tensors`."""
+        theta, x, y, psi, *rest = tensors
+        proximal = rest.pop(0) if isinstance(self.proximal, Tensor) else self.proximal
+        problem = replace(self.problem, psi=psi, support=Batch(x, y))
+        return GradientFlow(problem, theta, proximal, rest.pop(0) if self.rates is not None else None)
 
     @property
     def _pulled(self) -> bool:
@@ -98,28 +111,3 @@ class LinearisedFlow:
         flow = self._flow
         weighted = w if flow.rates is None else flow.rates * w
         return flow.pull(w, self._linear.product(weighted, keep=True)[1].phi)
-
-
-def descend(flow: GradientFlow, phi: Tensor, lr: float, max_steps: int, tol: float) -> Tensor:
-    """Follow the flow by steps of size ``lr`` until every row's gradient has fallen enough.
-
-    A row stops when ‖f(φ)‖ ≤ tol · ‖f(φ at the start)‖; rows that have stopped no longer move.
-
-    Args:
-        phi: where to start, shape ``[tasks, P]``.
-        lr: step size α.
-        max_steps: most steps.
-        tol: relative size of the gradient at which a row is done; 0 always takes ``max_steps``.
-    """
-    bound: Tensor | None = None
-    for _ in range(max_steps):
-        slope = flow(0.0, phi)
-        if tol > 0:
-            size = torch.linalg.vector_norm(slope, dim=1, keepdim=True)
-            bound = tol * size if bound is None else bound
-            done = (size <= bound) & torch.isfinite(size)  # a gradient that is not finite must not pass for a small one
-            if bool(done.all()):
-                break
-            slope = torch.where(done, 0.0, slope)
-        phi = phi + lr * slope
-    return phi

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
@@ -31,11 +31,27 @@ class BatchedModel:
         self.model = model
         self.loss = loss
         self.rows = rows
+        self._stand_ins: Weights = {}
+
+    def constants(self) -> Weights:
+        """Return what the model reads besides φ and ψ, by name: frozen parameters and buffers."""
+        named = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        moving = {*self.rows.theta.names, *self.rows.psi.names}
+        return {name: tensor for name, tensor in named.items() if name not in moving}
 
     def predict(self, phi: Tensor, psi: Tensor, x: Tensor) -> Tensor:
         """Return predictions ``[tasks, points, ...]`` for inputs ``[tasks, points, ...]``."""
         with _without_randomness():
             return vmap(self._predictor(psi))(self.rows.theta.unflatten(phi), x)
+
+    @contextmanager
+    def reading(self, constants: Sequence[Tensor]) -> Iterator[None]:
+        """Inside, these tensors stand in for the model's constants, in their order: a trace must see all it reads."""
+        self._stand_ins = dict(zip(self.constants(), constants, strict=True))
+        try:
+            yield
+        finally:
+            self._stand_ins = {}
 
     def losses(self, phi: Tensor, psi: Tensor, batch: Batch) -> Tensor:
         """Return one loss a task, ``[tasks]``."""
@@ -47,13 +63,17 @@ class BatchedModel:
         with _without_randomness():
             return _one_a_task(vmap(one)(self.rows.theta.unflatten(phi), batch.x, batch.y))
 
+    def of(self, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return the losses on a batch as a function of (φ, ψ)."""
+        return lambda phi, psi: self.losses(phi, psi, batch)
+
     def prediction_losses(self, prediction: Tensor, y: Tensor) -> Tensor:
         """Return one loss a task ``[tasks]`` from predictions and targets ``[tasks, points, ...]``."""
         return _one_a_task(vmap(self.loss)(prediction, y))
 
     def _predictor(self, psi: Tensor) -> Callable[[Weights, Tensor], Tensor]:
         """Return the model of one task as a function of its adapted weights and its points."""
-        shared = self.rows.psi.unflatten(psi)
+        shared = {**self.rows.psi.unflatten(psi), **self._stand_ins}
 
         def predict(adapted: Weights, x: Tensor) -> Tensor:
             prediction: Tensor = functional_call(self.model, {**adapted, **shared}, (x,))

@@ -4,107 +4,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from adjoint_meta.solvers import checks
 
-from .batched_model import BatchedModel, twice_differentiable
+from .batched_model import BatchedModel
+from .engine import Engine, Evaluations
+from .linearisation import MODES, Gradients, Linear, Linearisation, Products, RowLosses
+from .programs import Programs, ReplayedLinearisation
 from .tasks import Batch
 
-if TYPE_CHECKING:
-    from scipy.sparse.linalg import LinearOperator
-
-MODES = ("reverse_over_reverse", "forward_over_reverse")
-
-# (φ [tasks, P], ψ [Q]) → one loss a task.
-RowLosses: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-
-
-@dataclass
-class Evaluations:
-    """How many batched evaluations were made; one that serves all tasks counts once.
-
-    Args:
-        n_loss: losses alone.
-        n_grad: gradients.
-        n_hvp: curvature products; the gradient that falls out of a product is not counted again.
-    """
-
-    n_loss: int = 0
-    n_grad: int = 0
-    n_hvp: int = 0
-
-
-class Gradients(NamedTuple):
-    """Losses ``[tasks]``, their gradients in φ ``[tasks, P]``, and the sum's gradient in ψ ``[Q]``."""
-
-    losses: Tensor
-    phi: Tensor
-    psi: Tensor
-
-
-class Products(NamedTuple):
-    """∇²_φφ L · v, shape ``[tasks, P]``, and Σ over tasks of ∂_ψ⟨∇_φ L, v⟩, shape ``[Q]``."""
-
-    phi: Tensor
-    psi: Tensor
-
-
-class Linearisation:
-    """The gradient of the losses at one φ, ready for any number of curvature products there.
-
-    In reverse_over_reverse the graph of the gradient is kept and swept once a product, so that k products cost one
-    forward pass, one backward pass and k double-backward sweeps.
-    """
-
-    def __init__(self, losses: RowLosses, phi: Tensor, psi: Tensor, mode: str, *, check: bool = False) -> None:
-        """Set up; with ``check``, forward_over_reverse spends a gradient on making sure that L depends on φ."""
-        self._forward = mode == "forward_over_reverse"
-        self._losses = losses
-        self._inputs = (phi.detach().requires_grad_(), psi.detach().requires_grad_(psi.numel() > 0))
-        if self._forward:
-            self._gradient: Tensor | None = None
-            if check:
-                _gradient(losses(*self._inputs), self._inputs[:1])
-            return
-        (self._gradient,) = _gradient(losses(*self._inputs), self._inputs[:1], create_graph=True)
-
-    @property
-    def gradient(self) -> Tensor:
-        """∇_φ L, shape ``[tasks, P]``."""
-        if self._gradient is None:
-            (self._gradient,) = _gradient(self._losses(*self._inputs), self._inputs[:1])
-        return self._gradient.detach()
-
-    def product(self, v: Tensor, keep: bool = False) -> Products:
-        """Return the curvature products with v ``[tasks, P]``; ``keep`` keeps the graph for another one."""
-        phi, psi = self._inputs
-        if self._forward:
-            return self._forward_product(v)
-        graph = self._gradient
-        if graph is None or not graph.requires_grad:  # a loss linear in φ has no curvature
-            return Products(torch.zeros_like(phi), torch.zeros_like(psi))
-        wanted = self._inputs if psi.requires_grad else self._inputs[:1]
-        found = torch.autograd.grad(graph, wanted, v, retain_graph=keep, materialize_grads=True)
-        return Products(found[0], found[1] if psi.requires_grad else psi.detach())
-
-    def _forward_product(self, v: Tensor) -> Products:
-        phi, psi = (tensor.detach() for tensor in self._inputs)
-
-        def total(phi: Tensor, psi: Tensor) -> Tensor:
-            return self._losses(phi, psi).sum()
-
-        shared = psi.numel() > 0
-        gradient = torch.func.grad(total, argnums=(0, 1) if shared else (0,))
-        with warnings.catch_warnings():  # torch's own decompositions still use a compiler that it has deprecated
-            warnings.filterwarnings("ignore", message=r".*torch\.jit")
-            value, tangent = torch.func.jvp(lambda phi: gradient(phi, psi), (phi,), (v,))[:2]
-        self._gradient = value[0]
-        return Products(tangent[0], tangent[1] if shared else psi)
+T = TypeVar("T")
 
 
 class Curvature:
@@ -118,16 +31,46 @@ class Curvature:
         mode: ``"reverse_over_reverse"`` sweeps the gradient's graph backward once more (Pearlmutter 1994);
             ``"forward_over_reverse"`` pushes a tangent through the gradient, which keeps no graph of the backward pass.
         chunk_size: at most this many tasks at a time, to bound memory; ``None`` takes all at once.
+        engine: evaluates gradients and products; ``None`` calls them as they are.
     """
 
-    def __init__(self, model: BatchedModel, mode: str = MODES[0], chunk_size: int | None = None) -> None:
+    def __init__(
+        self,
+        model: BatchedModel,
+        mode: str = MODES[0],
+        chunk_size: int | None = None,
+        engine: Engine | None = None,
+    ) -> None:
         self.model = model
         self.mode = checks.one_of("mode", mode, MODES)
         if chunk_size is not None:
             checks.count("chunk_size", chunk_size)
         self.chunk_size = chunk_size
         self._checked = False
-        self.evaluations = Evaluations()
+        self.engine = engine or Engine("eager", Evaluations())
+        self.evaluations = self.engine.evaluations
+        self.programs = Programs(model, self.engine)
+
+    def fit(self, attempt: Callable[[], T], tasks: int) -> T:
+        """Return what ``attempt`` returns; where memory runs out, halve the chunks of tasks and try again."""
+        while True:
+            try:
+                return attempt()
+            except torch.OutOfMemoryError:
+                size = min(self.chunk_size or tasks, tasks)
+                if size == 1:
+                    raise
+            self.chunk_size = (size + 1) // 2
+            warnings.warn(
+                f"memory ran out with {size} tasks at a time; going on with chunk_size={self.chunk_size}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+    @property
+    def traceable(self) -> bool:
+        """Whether whole steps may become programs: chunks would be unrolled, and tangents cannot be traced."""
+        return self.chunk_size is None and self.mode == MODES[0]
 
     def _chunks(self, tasks: int) -> Iterator[slice]:
         size = self.chunk_size or tasks
@@ -142,29 +85,25 @@ class Curvature:
     def gradients(self, phi: Tensor, psi: Tensor, batch: Batch, *, shared: bool = False) -> Gradients:
         """Return losses and gradients; the part in ψ is computed when ``shared`` is set, and zero otherwise."""
         self.evaluations.n_grad += 1
-        total = torch.zeros_like(psi)
-        parts = []
-        for chunk in self._chunks(len(phi)):
-            row = phi[chunk].detach().requires_grad_()
-            common = psi.detach().requires_grad_(shared and psi.numel() > 0)
-            losses = self.model.losses(row, common, batch[chunk])
-            found = _gradient(losses, (row, common) if common.requires_grad else (row,))
-            self._checked = True
-            parts.append((losses.detach(), found[0]))
-            if common.requires_grad:
-                total = total + found[1]
-        losses, gradients = (torch.cat(part) for part in zip(*parts, strict=True))
-        return Gradients(losses, gradients, total)
+        parts = [self.programs.gradients(phi[c], psi, batch[c], shared) for c in self._chunks(len(phi))]
+        self._checked = True
+        if len(parts) == 1:
+            return parts[0]
+        losses, gradients = (torch.cat([part[i] for part in parts]) for i in range(2))
+        return Gradients(losses, gradients, torch.stack([part.psi for part in parts]).sum(dim=0))
 
     def linearise(self, phi: Tensor, psi: Tensor, batch: Batch) -> ChunkedLinearisation:
         """Return the gradient at φ ready for curvature products."""
 
-        def at(chunk: slice) -> Linearisation:
-            tasks = batch[chunk]
-            losses: RowLosses = lambda p, q: self.model.losses(p, q, tasks)  # noqa: E731
-            linear = Linearisation(losses, phi[chunk], psi, self.mode, check=not self._checked)
-            self._checked = True
-            return linear
+        def at(chunk: slice) -> Linear:
+            def eager() -> Linearisation:
+                linear = Linearisation(self.model.of(batch[chunk]), phi[chunk], psi, self.mode, check=not self._checked)
+                self._checked = True
+                return linear
+
+            if self.engine.eager or self.mode != MODES[0]:
+                return eager()
+            return ReplayedLinearisation(self.programs, phi[chunk], psi, batch[chunk], eager)
 
         return ChunkedLinearisation(at, list(self._chunks(len(phi))), self.evaluations)
 
@@ -194,11 +133,11 @@ class Curvature:
 class ChunkedLinearisation:
     """A `Linearisation` over chunks of tasks; with more than one chunk nothing is kept between products."""
 
-    def __init__(self, at: Callable[[slice], Linearisation], chunks: Sequence[slice], evaluations: Evaluations) -> None:
+    def __init__(self, at: Callable[[slice], Linear], chunks: Sequence[slice], evaluations: Evaluations) -> None:
         self._at = at
         self._chunks = chunks
         self._evaluations = evaluations
-        self._only: Linearisation | None = None
+        self._only: Linear | None = None
 
     @property
     def gradient(self) -> Tensor:
@@ -223,94 +162,3 @@ class ChunkedLinearisation:
             gradients.append(linear.gradient)
         psi = torch.stack([products.psi for products in found]).sum(0)
         return torch.cat(gradients), Products(torch.cat([products.phi for products in found]), psi)
-
-
-def _gradient(losses: Tensor, inputs: Sequence[Tensor], create_graph: bool = False) -> tuple[Tensor, ...]:
-    """Return the gradients of Σ losses; the first input is φ, on which the losses must depend."""
-    found: Sequence[Tensor | None] = (None,)
-    if losses.requires_grad:
-        found = torch.autograd.grad(losses.sum(), inputs, create_graph=create_graph, allow_unused=True)
-    if found[0] is None:
-        raise ValueError(
-            "the loss does not depend on the adapted parameters, so its gradient would be silently zero; check that "
-            "the model uses them and that nothing detaches them"
-        )
-    return tuple(torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs, strict=True))
-
-
-def hvp(loss: Callable[[Tensor], Tensor], phi: Tensor, v: Tensor, *, mode: str = MODES[0]) -> Tensor:
-    """Return the Hessian-vector product ∇²L(φ) v.
-
-    Args:
-        loss: L, from φ to a scalar; or, for rows, from ``[tasks, P]`` to ``[tasks]``, each from its own row.
-        phi: where, shape ``[P]`` or ``[tasks, P]``.
-        v: the vector, of φ's shape.
-        mode: as in `Curvature`.
-
-    Raises:
-        ValueError, TypeError: if v is not like φ, or the loss does not depend on φ.
-    """
-    return HessianOperator(loss, phi, mode=mode) @ v
-
-
-@dataclass
-class HessianOperator:
-    """The Hessian of a loss at φ, plus damping, as a matrix-free symmetric operator: ``H @ v``.
-
-    Args:
-        loss: L, from φ to a scalar; or, for rows, from ``[tasks, P]`` to ``[tasks]``, each from its own row.
-        phi: where, shape ``[P]`` or ``[tasks, P]``; rows make a block-diagonal operator.
-        damping: δ in H + δI.
-        mode: as in `Curvature`.
-        products: how many products have been taken.
-    """
-
-    loss: Callable[[Tensor], Tensor]
-    phi: Tensor
-    damping: float = 0.0
-    mode: str = MODES[0]
-    products: int = field(default=0, init=False)
-
-    def __post_init__(self) -> None:
-        checks.one_of("mode", self.mode, MODES)
-        checks.at_least("damping", self.damping, 0.0)
-        if not isinstance(self.phi, Tensor):
-            raise TypeError(f"phi must be a tensor, got {type(self.phi).__name__}")
-        if not self.phi.is_floating_point():
-            raise TypeError(f"phi must be floating point, got {self.phi.dtype}")
-        with twice_differentiable():
-            self._linear = Linearisation(self._losses, self.phi, self.phi.new_empty(0), self.mode, check=True)
-
-    def _losses(self, phi: Tensor, psi: Tensor) -> Tensor:
-        losses = self.loss(phi)
-        if losses.ndim > 0 and (phi.ndim != 2 or losses.shape != phi.shape[:1]):
-            raise ValueError(
-                f"loss must return a scalar, or one value a row for rows φ [tasks, P]; got {list(losses.shape)} for φ "
-                f"{list(phi.shape)}. Reduce it with .mean() or .sum()"
-            )
-        return losses
-
-    def __matmul__(self, v: Tensor) -> Tensor:
-        checks.like("v", v, self.phi)
-        self.products += 1
-        with twice_differentiable():
-            product = self._linear.product(v, keep=True).phi
-        return product + self.damping * v if self.damping else product
-
-    @property
-    def gradient(self) -> Tensor:
-        """∇L(φ), of φ's shape."""
-        with twice_differentiable():
-            return self._linear.gradient
-
-    def to_scipy(self) -> LinearOperator:
-        """Return a ``scipy.sparse.linalg.LinearOperator`` of size φ.numel() (products leave the device)."""
-        from scipy.sparse.linalg import LinearOperator
-
-        def matvec(v: object) -> object:
-            vector = torch.tensor(v).to(self.phi).reshape(self.phi.shape)
-            return (self @ vector).reshape(-1).cpu().numpy()
-
-        size = self.phi.numel()
-        dtype = torch.empty(0, dtype=self.phi.dtype).numpy().dtype
-        return LinearOperator((size, size), matvec=matvec, rmatvec=matvec, dtype=dtype)

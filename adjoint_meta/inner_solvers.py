@@ -77,7 +77,9 @@ def chosen_steps(
 
 
 def _own(solver: str, horizon: float | Tensor, controller: Controller, guard: Guard, steady: float = 0.0) -> OwnSteps:
-    return OwnSteps(RowSteps(stepper(solver, adaptive=True), 0.0, horizon, controller, guard, steady=steady))
+    # On the way to rest a step should damp every mode: with little damping, steps grow until |R| is 0.95.
+    method = Chebyshev(damping=10.0) if solver == "rkc" and steady > 0 else stepper(solver, adaptive=True)
+    return OwnSteps(RowSteps(method, 0.0, horizon, controller, guard, steady=steady))
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,14 @@ from .batched_model import (
     math_attention,
     twice_differentiable,
 )
-from .curvature import MODES, Curvature, Evaluations
+from .curvature import Curvature
+from .engine import Engine, Evaluations
+from .linearisation import MODES
 from .meta_gradients.base import MetaGradient, Method, RowGradients, meta_gradient
 from .parameters import ParameterRows
 from .probe import check_task
 from .problem import Problem
 from .tasks import Batch, TaskBatch
-
-BACKENDS = ("auto", "eager")
 
 
 class MetaLearner(nn.Module):
@@ -43,7 +43,9 @@ class MetaLearner(nn.Module):
         method: how tasks adapt and how the meta-gradient is taken.
         adapt: patterns of the parameter names that adapt to a task, such as ``"head.*"``; the others are shared and
             get their gradient too. ``None`` adapts all.
-        backend: ``"eager"``; ``"auto"`` chooses the best there is.
+        backend: ``"eager"``; ``"compile"``, which traces and compiles gradients, products and whole solver steps
+            once for their shapes; ``"cudagraph"``, which captures those on a CUDA device too; ``"auto"`` compiles
+            what has been called 500 times.
         mode: ``"reverse_over_reverse"`` or ``"forward_over_reverse"``, how HVPs are taken.
         chunk_size: at most this many tasks at a time, to bound memory.
 
@@ -71,7 +73,7 @@ class MetaLearner(nn.Module):
             raise TypeError(f"loss must be callable as loss(prediction, target), got {type(loss).__name__}")
         if not isinstance(method, Method):
             raise TypeError(f"method must be one such as AdjointMAML(horizon=2.0), got {method!r}")
-        checks.one_of("backend", backend, BACKENDS)
+        self.engine = Engine(backend, Evaluations())
         check_module(model)
         self.model = model
         self.method = method
@@ -82,7 +84,7 @@ class MetaLearner(nn.Module):
                 "others with requires_grad_(False)"
             )
         self._batched = BatchedModel(model, loss, self._rows)
-        self._curvature = Curvature(self._batched, mode, chunk_size)
+        self._curvature = Curvature(self._batched, mode, chunk_size, self.engine)
         self._seen: set[object] = set()
         like = next(p for p in model.parameters() if p.requires_grad)
         if method.watches:
@@ -139,9 +141,13 @@ class MetaLearner(nn.Module):
 
     def _meta_gradient(self, tasks: TaskBatch) -> RowGradients:
         support, query = _parts(tasks)
-        with twice_differentiable(), _blaming_data(support, query):
+
+        def attempt() -> RowGradients:
             problem, theta = self._problem(support, query)
-            found = meta_gradient(self.method, problem, theta, self.hyper)
+            return meta_gradient(self.method, problem, theta, self.hyper)
+
+        with twice_differentiable(), _blaming_data(support, query):
+            found = self._curvature.fit(attempt, len(support))
         self._remember(found.stats.pop("vector", None))
         return found
 
@@ -161,10 +167,14 @@ class MetaLearner(nn.Module):
             SolverError: if the inner solve failed.
         """
         support, query = _parts(tasks)
-        with twice_differentiable(), _blaming_data(support, query):
+
+        def attempt() -> Tensor:
             problem, theta = self._problem(support, query)
             phi = self.method.adapt(problem, theta.repeat(len(support), 1), self.hyper)
-            losses = problem.query_losses(phi)
+            return problem.query_losses(phi)
+
+        with twice_differentiable(), _blaming_data(support, query):
+            losses = self._curvature.fit(attempt, len(support))
             if not bool(torch.isfinite(losses).all()):
                 raise SolverError(
                     "the query loss is not finite although the inner solve was: the adapted parameters are huge. Take "
@@ -179,9 +189,13 @@ class MetaLearner(nn.Module):
             TypeError, ValueError: if the points do not fit the model.
             SolverError: if the inner solve failed.
         """
-        with twice_differentiable(), _blaming_data(support):
+
+        def attempt() -> Tensor:
             problem, theta = self._problem(support)
             return self.method.adapt(problem, theta.repeat(len(support), 1), self.hyper)
+
+        with twice_differentiable(), _blaming_data(support):
+            return self._curvature.fit(attempt, len(support))
 
     def initial(self, tasks: int) -> Tensor:
         """Return θ as rows, shape ``[tasks, P]``: the parameters before adaptation."""

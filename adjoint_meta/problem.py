@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .curvature import ChunkedLinearisation, Curvature, Evaluations, Gradients
+from .curvature import ChunkedLinearisation, Curvature
+from .engine import Evaluations
+from .linearisation import Gradients
 from .tasks import Batch
 
 

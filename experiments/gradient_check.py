@@ -94,9 +94,9 @@ def reverse_mode(learner: MetaLearner, tasks: TaskBatch) -> Weights:
     if isinstance(method, AdjointMAML) and method.horizon == math.inf:
         raise ValueError("reverse mode cannot go through an infinite flow; check it with a finite horizon")
     if repeatable(method):
-        explicit = isinstance(method, AdjointMAML)
-        solver, steps = (method.solver, method.equal_steps) if explicit else ("euler", getattr(method, "steps", 0))
-        return _sweeps(learner, tasks, solver, int(steps or 0))
+        if isinstance(method, AdjointMAML):
+            return _sweeps(learner, tasks, method.solver, method.equal_steps or 0)
+        return _sweeps(learner, tasks, "euler", int(getattr(method, "steps", 0)))
     steps, found = FEWEST, _sweeps(learner, tasks, "rk4", FEWEST)
     while steps < MOST:
         steps, before, found = 2 * steps, found, _sweeps(learner, tasks, "rk4", 2 * steps)

@@ -46,6 +46,7 @@ def prepare(config: RunConfig, data_dir: Path | None = None) -> Prepared:
         adapt=config.adapt,
         mode=config.mode,
         chunk_size=config.chunk_size,
+        backend=config.backend,
     )
     return Prepared(config, experiment, learner, device, dtype)
 

@@ -121,7 +121,7 @@ class Checkpointed:
         path = plan.path(field)
         if path is not None:  # the number of steps is known
             chain = _Chain(path, y0.detach(), self._affordable(path.steps, y0), self.offload)
-            end = path.advance(path.steps - 1, chain.state(path.steps - 1))
+            end = path.advance(path.steps - 1, chain.hold(path.steps - 1))
             return Solve(end, path.codes(end), chain.sweep, {})
         end, codes, taken, stats = plan.run(field, y0, "nothing")
 
@@ -152,6 +152,7 @@ class _Chain:
             (snapshots, *y0.shape), dtype=y0.dtype, device="cpu" if offload else y0.device, pin_memory=pinned
         )
         self._kept: list[int] = []
+        self._working: tuple[int, Tensor] | None = None
         self._keep(0, y0)
 
     def _keep(self, index: int, y: Tensor) -> None:
@@ -164,7 +165,13 @@ class _Chain:
         return y
 
     def state(self, index: int) -> Tensor:
-        """Run from the last snapshot to the start of step ``index``, leaving snapshots where the schedule wants."""
+        """Run from the last snapshot to the start of step ``index``, leaving snapshots where the schedule wants.
+
+        The state that the solve itself arrived at is still there when the sweep asks for it first.
+        """
+        working, self._working = self._working, None
+        if working is not None and working[0] == index:
+            return working[1]
         while self._kept[-1] > index:
             self._kept.pop()
         base = at = self._kept[-1]
@@ -174,6 +181,11 @@ class _Chain:
             at = base + offset
             self._keep(at, y)
         return self._advance(y, at, index)
+
+    def hold(self, index: int) -> Tensor:
+        """Return the state at the start of step ``index``, and keep it until the sweep begins."""
+        self._working = (index, self.state(index))
+        return self._working[1]
 
     def sweep(self, w: Tensor) -> Cotangents:
         """Transpose all steps, each from its rebuilt start."""

@@ -133,7 +133,7 @@ class _Run:
         if record is not None:
             _record(record, accept, self.index, self.t, h, stages, taken)
 
-        before = self.t
+        before, slope = self.t, self.slope
         chosen = accept[:, None]
         self.t = torch.where(accept, self.t + h, self.t)
         self.y = torch.where(chosen, taken.end, self.y)
@@ -147,7 +147,9 @@ class _Run:
         codes[stuck] = Status.UNDERFLOW.code
         codes[stuck & ~torch.isfinite(taken.end + taken.error).all(dim=1)] = Status.NON_FINITE.code
         codes[accept & ~torch.isfinite(self.slope).all(dim=1)] = Status.NON_FINITE.code
-        self._retire((accept & last) | self._steady() | (codes != Status.SUCCESS.code), codes)
+        steady = self._steady()
+        codes[accept & ~last & ~steady & self._stagnant(slope)] = Status.STAGNATION.code
+        self._retire((accept & last) | steady | (codes != Status.SUCCESS.code), codes)
 
     def _propose(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return the steps to try, which of them end the interval, and their stages."""
@@ -207,6 +209,15 @@ class _Run:
             return torch.zeros_like(self.index, dtype=torch.bool)
         size: Tensor = torch.linalg.vector_norm(self.slope, dim=1)
         return size <= self.plan.steady
+
+    def _stagnant(self, before: Tensor) -> Tensor:
+        """Return the rows whose slope is no more than what rounding y makes of it, and fell no further in this step."""
+        if self.plan.steady == 0 or self.spectrum is None:
+            return torch.zeros_like(self.index, dtype=torch.bool)
+        old, new, size = (torch.linalg.vector_norm(x, dim=1) for x in (before, self.slope, self.y))
+        rounding = 8 * torch.finfo(size.dtype).eps * self.spectrum.value * size
+        stagnant: Tensor = (new <= rounding) & (new > 0.9 * old)
+        return stagnant
 
     def _retire(self, done: Tensor, codes: Tensor) -> None:
         """Note the ends of the rows that are done, and go on with the others."""

@@ -45,6 +45,10 @@ class Status(Enum):
         "or CG steps, or loosen newton_tol; give the field a potential if it has one, and check that its Jacobian is "
         "symmetric."
     )
+    STAGNATION = (
+        "The slope fell to the rounding of the field before it fell to the tolerance at which a row is at rest: raise "
+        "that tolerance (steady_tol), or use float64."
+    )
 
     @property
     def code(self) -> int:

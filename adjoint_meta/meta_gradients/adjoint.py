@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from adjoint_meta.compiled_steps import compiled
 from adjoint_meta.inner_solvers import ADAPTIVE, IMPLICIT, SOLVERS, AutomaticSteps, chosen_steps, equal_steps
 from adjoint_meta.problem import Problem
 from adjoint_meta.solvers import TABLEAUS, Backsolve, Checkpointed, Discrete, Interpolating, SteadyState, checks
@@ -51,14 +52,15 @@ class Flow(Method):
 
     def adapt(self, problem: Problem, theta: Tensor, hyper: Hyper) -> Tensor:
         """Solve the flow and return φ(T)."""
-        found = self.plan(problem, hyper).run(self._flow(problem, theta, hyper), theta, "nothing")
+        flow = self._flow(problem, theta, hyper)
+        found = compiled(self.plan(problem, hyper), flow).run(flow, theta, "nothing")
         raise_if_failed("the inner solve", found.codes)
         return found.end
 
     def solve(self, problem: Problem, theta: Tensor, hyper: Hyper) -> Adapted:
         """Solve the flow, keeping what its transpose needs."""
         flow = self._flow(problem, theta, hyper)
-        solved = self.transposition().solve(self.plan(problem, hyper), flow, theta)
+        solved = self.transposition().solve(compiled(self.plan(problem, hyper), flow), flow, theta)
         solved.raise_if_failed()
         stats = solved.stats
 
@@ -97,6 +99,8 @@ class AdjointMAML(Flow):
             the rest; both are exact. ``"interpolating"`` and ``"backsolve"`` solve the costate equation by the
             explicit solver itself (Heun's method for the others), over the stored trajectory or backward in time.
         snapshots: states kept by ``"checkpointed"``, ⌈√(2n)⌉ when ``None``; by ``"backsolve"``, none when ``None``.
+        memory: bytes that the snapshots of ``"checkpointed"`` may take, in place of their number.
+        offload: keep these snapshots in the host's memory.
         proximal: λ of an optional ½λ‖φ − θ‖².
         steady_tol: ‖f‖ at which a task is at rest, with an infinite horizon.
         learn: hyperparameters to learn on a log scale: "horizon", "proximal", "rates" (one rate a parameter).
@@ -114,6 +118,8 @@ class AdjointMAML(Flow):
     snapshots: int | None = None
     proximal: float = 0.0
     learn: tuple[str, ...] = ()
+    memory: int | None = None
+    offload: bool = False
     rtol: float | None = None
     atol: float | None = None
     steady_tol: float = 1e-5
@@ -124,7 +130,7 @@ class AdjointMAML(Flow):
             checks.positive("horizon", self.horizon)
         checks.at_least("proximal", self.proximal, 0.0)
         checks.positive("steady_tol", self.steady_tol)
-        check_adjoint(self.adjoint, self.snapshots)
+        check_adjoint(self.adjoint, self.snapshots, memory=self.memory, offload=self.offload)
         self._check_learn()
         self._check_steps()
         self._check_limits()
@@ -159,7 +165,10 @@ class AdjointMAML(Flow):
         if self.horizon != math.inf:
             return
         if not self.adaptive or self.solver == "auto":
-            raise ValueError(f"an infinite horizon needs an adaptive solver ({', '.join(ADAPTIVE)}) without steps")
+            raise ValueError(
+                f"an infinite horizon needs an adaptive solver ({', '.join(ADAPTIVE)}) without steps, heun with rtol; "
+                f"got solver={self.solver!r}, steps={self.steps}, rtol={self.rtol}"
+            )
         if self.adjoint != "discrete" or "horizon" in self.learn:
             raise ValueError(
                 "an infinite horizon is differentiated by the implicit function theorem: leave adjoint at "
@@ -200,7 +209,7 @@ class AdjointMAML(Flow):
         if self.horizon == math.inf:
             return SteadyState()
         costate = RungeKutta(TABLEAUS[self.solver if self.solver in TABLEAUS else "heun"])
-        return build_adjoint(self.adjoint, self.snapshots, costate)
+        return build_adjoint(self.adjoint, self.snapshots, costate, self.memory, self.offload)
 
     def solve(self, problem: Problem, theta: Tensor, hyper: Hyper) -> Adapted:
         """Solve the flow, keeping what its transpose needs.
@@ -233,19 +242,32 @@ class AdjointMAML(Flow):
         return {"horizon": duration}
 
 
-def check_adjoint(adjoint: str, snapshots: int | None, known: tuple[str, ...] = ADJOINTS) -> None:
-    """Refuse an unknown adjoint, and snapshots that nothing would use."""
+def check_adjoint(
+    adjoint: str,
+    snapshots: int | None,
+    known: tuple[str, ...] = ADJOINTS,
+    *,
+    memory: int | None = None,
+    offload: bool = False,
+) -> None:
+    """Refuse an unknown adjoint, and what it would not use."""
     checks.one_of("adjoint", adjoint, known)
     if snapshots is not None:
         checks.count("snapshots", snapshots)
         if adjoint not in ("checkpointed", "backsolve"):
             raise ValueError(f"snapshots={snapshots} has no use with adjoint={adjoint!r}; say adjoint='checkpointed'")
+    if (memory is not None or offload) and adjoint != "checkpointed":
+        given = f"memory={memory}" if memory is not None else "offload=True"
+        raise ValueError(f"{given} has no use with adjoint={adjoint!r}; say adjoint='checkpointed'")
+    Checkpointed(snapshots, memory, offload)
 
 
-def build_adjoint(adjoint: str, snapshots: int | None, costate: RungeKutta) -> Adjoint:
+def build_adjoint(
+    adjoint: str, snapshots: int | None, costate: RungeKutta, memory: int | None = None, offload: bool = False
+) -> Adjoint:
     """Return the adjoint of that name; ``costate`` steps the costate equation of the continuous ones."""
     if adjoint == "interpolating":
         return Interpolating(costate)
     if adjoint == "backsolve":
         return Backsolve(costate, anchors=snapshots or 0)
-    return Discrete() if adjoint == "discrete" else Checkpointed(snapshots)
+    return Discrete() if adjoint == "discrete" else Checkpointed(snapshots, memory, offload)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from adjoint_meta.adaptation import descend
+from adjoint_meta.descent import descend
 from adjoint_meta.problem import Problem
 from adjoint_meta.solvers import checks
 from adjoint_meta.solvers.solution import finite_codes, raise_if_failed

@@ -10,7 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from adjoint_meta.adaptation import GradientFlow, descend
+from adjoint_meta.adaptation import GradientFlow
+from adjoint_meta.descent import descend
 from adjoint_meta.problem import Problem
 from adjoint_meta.solvers import checks
 from adjoint_meta.solvers.linear import LinearInfo, conjugate_gradient

@@ -145,10 +145,13 @@ class Case:
     def _judged(self, plain: Point, outcome: Outcome) -> Point:
         reference, spent = self.reference, outcome.evaluations
         off = (outcome.phi - reference.phi).norm()
+        worse = (outcome.gradient - reference.gradient).norm()
+        if not bool(torch.isfinite(off + worse)):
+            raise SolverError("the result is finite, but too large for the norm of its error")
         chosen = {
             "phi_error": float(off / reference.phi.norm()),
             "phi_error_moved": float(off / (reference.phi - self.subject.theta).norm()),
-            "gradient_error": float((outcome.gradient - reference.gradient).norm() / reference.gradient.norm()),
+            "gradient_error": float(worse / reference.gradient.norm()),
             "n_grad": spent.n_grad,
             "n_hvp": spent.n_hvp,
             "n_loss": spent.n_loss,

@@ -5,9 +5,10 @@ import torch
 from problems import case, half_squares, quadratic
 from references import Split, central_difference, derivatives, relative
 
-from adjoint_meta.adaptation import GradientFlow, descend
+from adjoint_meta.adaptation import GradientFlow
 from adjoint_meta.batched_model import BatchedModel
 from adjoint_meta.curvature import Curvature
+from adjoint_meta.descent import descend
 from adjoint_meta.parameters import ParameterRows
 from adjoint_meta.problem import Problem
 from adjoint_meta.tasks import Batch

@@ -132,6 +132,17 @@ def test_at_the_edge_of_stability_nothing_comes_to_rest(generator):
     assert names(solved) == ["STEP_LIMIT"]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_tolerance_below_rounding_is_told_and_not_chased(generator, dtype):
+    (a,) = symmetric(generator, torch.tensor([[1.0, 10.0, 50.0]])).to(dtype)
+    force = (100 * torch.randn(3, generator=generator)).to(dtype)
+    plan = adaptive("bosh3", math.inf, 1e-3, steady=1e-30, guard=Guard(), max_steps=2000)
+    solved = plan.integrate(Elementwise(lambda t, y: force - y @ a), torch.zeros(2, 3, dtype=dtype))
+    assert names(solved) == ["STAGNATION", "STAGNATION"]
+    assert relative(solved.end[0], torch.linalg.solve(a, force)) < 1000 * torch.finfo(dtype).eps
+    assert int(solved.statistics.accepted.max()) < 1500
+
+
 def test_an_end_before_the_steady_state_is_the_end(generator):
     a, b = symmetric(generator, torch.tensor([[0.5, 1.0]])), torch.zeros(1, 2)
     y = torch.ones(1, 2)

@@ -1,0 +1,254 @@
+"""Functions of tensors, evaluated as they are or traced and compiled once for their shapes, and replayed."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from adjoint_meta.solvers import checks
+
+BACKENDS = ("auto", "eager", "compile", "cudagraph")
+
+# "auto" compiles a function after so many eager calls: with the few milliseconds that small networks take, as long as
+# compiling takes, so that a run that ends right then is at most twice as slow ("rent or buy"). Calls are counted and
+# not seconds, so that a run repeats itself.
+_PATIENCE = 500
+# So many replays are timed before "auto" keeps a compiled function.
+_TRIALS = 5
+
+
+@dataclass
+class Evaluations:
+    """How many batched evaluations were made; one that serves all tasks counts once.
+
+    Args:
+        n_loss: losses alone.
+        n_grad: gradients.
+        n_hvp: curvature products; the gradient that falls out of a product is not counted again.
+    """
+
+    n_loss: int = 0
+    n_grad: int = 0
+    n_hvp: int = 0
+
+    def add(self, n_loss: int, n_grad: int, n_hvp: int) -> None:
+        """Count some more."""
+        self.n_loss += n_loss
+        self.n_grad += n_grad
+        self.n_hvp += n_hvp
+
+    def counts(self) -> tuple[int, int, int]:
+        """Return the three numbers."""
+        return self.n_loss, self.n_grad, self.n_hvp
+
+
+class Engine:
+    """Evaluates functions of tensors, by one of the backends.
+
+    ``"eager"`` calls them. ``"compile"`` traces each once for the shapes, dtypes and devices of its tensors, gradients
+    and all, and replays what the compiler makes of the trace; ``"cudagraph"`` also captures that on a CUDA device, so
+    that a replay is one launch. ``"auto"`` compiles what has been called 500 times, and keeps what is faster. What
+    cannot be compiled stays eager, and one warning says why.
+
+    Args:
+        backend: a name of `BACKENDS`.
+        evaluations: counters that the functions add to; a replay adds what the trace added.
+    """
+
+    def __init__(self, backend: str, evaluations: Evaluations) -> None:
+        self.backend = checks.one_of("backend", backend, BACKENDS)
+        self.evaluations = evaluations
+        self.compile_seconds = 0.0
+        self._programs: dict[Hashable, _Program] = {}
+        self._due: set[str] = set()
+        self._tracing = False
+        self._warned = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Programs stay behind in a copy: it compiles its own."""
+        return {**vars(self), "_programs": {}}
+
+    @property
+    def eager(self) -> bool:
+        """Whether functions are called as they are: always, or while one of them is being traced."""
+        return self.backend == "eager" or self._tracing
+
+    def __call__(
+        self, key: Hashable, function: Callable[..., Any], *tensors: Tensor, eager: Callable[[], Any] | None = None
+    ) -> Any:
+        """Return ``function(*tensors)``, a tensor or named tuples and sequences of tensors.
+
+        Args:
+            key: what the function depends on besides its tensors.
+            function: without side effects other than on the counters.
+            tensors: all that it reads.
+            eager: returns the same without a program, where there is a better way than calling the function.
+        """
+        plain = eager or (lambda: function(*tensors))
+        if self.eager:
+            return plain()
+        program = self.program(key, tensors)
+        if program.eager:
+            started = time.perf_counter()
+            found = plain()
+            program.rent(time.perf_counter() - started)
+            return found
+        return program(function, tensors, plain)
+
+    def program(self, key: Hashable, tensors: Sequence[Tensor]) -> _Program:
+        """Return what is known of the function of this key at such tensors."""
+        signature = (key, *((t.shape, t.dtype, t.device) for t in tensors))
+        found = self._programs.get(signature)
+        if found is None:
+            found = self._programs[signature] = _Program(self, str(signature) in self._due)
+        return found
+
+    def state(self) -> list[str]:
+        """Return what has been compiled, for `load` in another process to go on as this one would."""
+        return sorted(str(signature) for signature, program in self._programs.items() if program.compiled)
+
+    def load(self, state: Sequence[str]) -> None:
+        """Let "auto" compile these functions when they are first called."""
+        self._due = set(state)
+
+    def refuse(self, error: Exception) -> None:
+        """Say once why something stays eager."""
+        if not self._warned:
+            self._warned = True
+            warnings.warn(_refusal(error), RuntimeWarning, stacklevel=2)
+
+    def compiled(self, key: Hashable, tensors: Sequence[Tensor]) -> bool:
+        """Return whether the function is called through a program now, not as it is."""
+        return not self.eager and not self.program(key, tensors).eager
+
+    def build(self, function: Callable[..., Any], tensors: Sequence[Tensor]) -> tuple[Callable[..., Any], Any, Any]:
+        """Return the compiled function of flat tensors, the structure of its result, and what it adds to the counters.
+
+        The trace is of the eager function itself, so both compute the same; only the order of sums may differ.
+        """
+        # Imported where they are needed: they take a second, and most of torch's compiler with them.
+        import torch._inductor
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        before = self.evaluations.counts()
+        structure: list[Any] = []
+
+        def flat(*inputs: Tensor) -> list[Any]:
+            leaves, spec = pytree.tree_flatten(function(*inputs))
+            structure[:] = [spec, [isinstance(leaf, Tensor) for leaf in leaves]]
+            return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+        started = time.perf_counter()
+        self._tracing = True
+        try:
+            graph = make_fx(flat)(*tensors)
+            added = tuple(now - then for now, then in zip(self.evaluations.counts(), before, strict=True))
+        finally:
+            self._tracing = False
+            self.evaluations.add(*(then - now for now, then in zip(self.evaluations.counts(), before, strict=True)))
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what the compiler says of its own code
+            run = torch._inductor.compile(graph, list(tensors))
+            run(*tensors)
+            if self.backend == "cudagraph" and tensors[0].is_cuda:
+                run = _Captured(run, tensors)
+        self.compile_seconds += time.perf_counter() - started
+        return run, structure, added
+
+
+class _Program:
+    """A function at given shapes: eager, waiting for "auto" to compile it, or compiled."""
+
+    def __init__(self, engine: Engine, due: bool) -> None:
+        self._engine = engine
+        self._run: Callable[..., Any] | None = None
+        self._structure: Any = None
+        self._added: Any = None
+        self._patience = _PATIENCE if engine.backend == "auto" and not due else 0
+        self._trials_left = _TRIALS if self._patience else 0
+        self._refused = False
+        self._eager_seconds: list[float] = []
+        self._seconds: list[float] = []
+
+    @property
+    def eager(self) -> bool:
+        """Whether the function is to be called as it is."""
+        return self._refused or self._patience > 0
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the function is replayed."""
+        return self._run is not None
+
+    def rent(self, seconds: float) -> None:
+        """Note what an eager evaluation took."""
+        self._patience -= 1
+        if 0 <= self._patience < _TRIALS:
+            self._eager_seconds.append(seconds)
+
+    def __call__(self, function: Callable[..., Any], tensors: Sequence[Tensor], eager: Callable[[], Any]) -> Any:
+        """Compile if need be, and replay."""
+        inputs = [tensor.detach().contiguous() for tensor in tensors]
+        if self._run is None:
+            try:
+                self._run, self._structure, self._added = self._engine.build(function, inputs)
+            except torch.OutOfMemoryError:  # smaller chunks may do
+                raise
+            except Exception as error:  # whatever a tracer or a compiler meets: training goes on
+                self._refused = True
+                self._engine.refuse(error)
+                return eager()
+        started = time.perf_counter()
+        with torch.no_grad():
+            found = self._run(*inputs)
+        if self._trials_left > 0:
+            self._judge(time.perf_counter() - started)
+        self._engine.evaluations.add(*self._added)
+        spec, present = self._structure
+        rest = iter(found if isinstance(found, list | tuple) else [found])
+        return pytree.tree_unflatten([next(rest) if there else None for there in present], spec)
+
+    def _judge(self, seconds: float) -> None:
+        """Go back to eager evaluations if the first replays were slower than the last of those."""
+        self._seconds.append(seconds)
+        self._trials_left -= 1
+        if self._trials_left == 0 and min(self._seconds) > min(self._eager_seconds):
+            self._refused, self._run = True, None
+
+
+class _Captured:
+    """A compiled function captured as a CUDA graph, with buffers of its own for inputs and outputs."""
+
+    def __init__(self, run: Callable[..., Any], tensors: Sequence[Tensor]) -> None:
+        self._inputs = [tensor.clone() for tensor in tensors]
+        self._graph = torch.cuda.CUDAGraph()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # allocations of the first calls must not be captured
+            for _ in range(3):
+                run(*self._inputs)
+        torch.cuda.current_stream().wait_stream(side)
+        with torch.cuda.graph(self._graph):
+            found = run(*self._inputs)
+        self._outputs = list(found) if isinstance(found, list | tuple) else [found]
+
+    def __call__(self, *tensors: Tensor) -> list[Tensor]:
+        torch._foreach_copy_(self._inputs, list(tensors))
+        self._graph.replay()
+        return [output.clone() for output in self._outputs]
+
+
+def _refusal(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    first = lines[0][:200] if lines else "no reason given"
+    return (
+        f"a function could not be compiled ({type(error).__name__}: {first}); it stays eager, which is slower and just "
+        "as right. backend='eager' leaves compiling out"
+    )

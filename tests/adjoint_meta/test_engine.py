@@ -1,0 +1,246 @@
+"""Compiled programs against the eager functions that they were traced from."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from adjoint_meta import FOMAML, MAML, AdjointMAML, Batch, ImplicitMAML, MetaLearner, TaskBatch
+from adjoint_meta import engine as module
+from adjoint_meta.engine import Engine, Evaluations
+
+COUNTS = ("n_grad", "n_hvp")
+
+
+@pytest.fixture
+def tasks(generator):
+    def batch(points):
+        return Batch(torch.randn(3, points, 2, generator=generator), torch.randn(3, points, 1, generator=generator))
+
+    return TaskBatch(batch(4), batch(5))
+
+
+@pytest.fixture
+def model(generator):
+    made = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return made
+
+
+def pair(model, method, backend="compile", **options):
+    return [MetaLearner(model, nn.MSELoss(), method, backend=name, **options) for name in ("eager", backend)]
+
+
+def agree(eager, other, tasks, tolerance=1e-12):
+    """Both have the same losses, gradients and counts."""
+    expected, found = eager.meta_gradient(tasks), other.meta_gradient(tasks)
+    assert torch.allclose(found.loss, expected.loss, rtol=tolerance, atol=0)
+    for name, value in {**expected.grad, **expected.hyper}.items():
+        got = {**found.grad, **found.hyper}[name]
+        assert got.dtype == value.dtype and (got - value).norm() <= tolerance * value.norm()
+    assert {name: found.stats[name] for name in COUNTS} == {name: expected.stats[name] for name in COUNTS}
+    return found
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """Traces are replayed without a compiler, which would take seconds for each."""
+    monkeypatch.setattr(torch._inductor, "compile", lambda graph, inputs: graph)
+
+
+METHODS = {
+    "shared parameters": (MAML(3, 0.1), {"adapt": "2.*"}),
+    "checkpointed": (MAML(4, 0.1, adjoint="checkpointed", snapshots=1), {}),
+    "learned": (AdjointMAML(0.5, "heun", 2, proximal=0.3, learn=("horizon", "proximal", "rates")), {}),
+    "adaptive": (AdjointMAML(1.0, "bosh3", rtol=1e-2), {}),
+    "implicit": (ImplicitMAML(2.0, steps=5, inner_lr=0.1, cg_steps=3), {}),
+    "first order": (FOMAML(3, 0.1), {}),
+    "chunks": (MAML(2, 0.1), {"chunk_size": 2}),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.usefixtures("interpreted")
+def test_traced_meta_gradients_are_those_of_the_eager_engine(model, tasks, name):
+    method, options = METHODS[name]
+    eager, compiled = pair(model, method, **options)
+    agree(eager, compiled, tasks)
+    assert compiled.engine.compile_seconds > 0 and eager.engine.compile_seconds == 0
+    spent = compiled.engine.compile_seconds
+    other = TaskBatch(*(Batch(batch.x.flip(0) + 0.1, batch.y * 2) for batch in (tasks.support, tasks.query)))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.9)
+    agree(eager, compiled, other)
+    assert compiled.engine.compile_seconds == spent  # replayed, with other weights, hyperparameters and points
+
+
+def test_the_compiler_keeps_float32_and_takes_inputs_of_any_stride(model, tasks):
+    eager, compiled = pair(model.float(), MAML(1, 0.1))
+    single = tasks.to(dtype=torch.float32)
+    strided = TaskBatch(*(Batch(b.x.mT.contiguous().mT, b.y) for b in (single.support, single.query)))
+    assert not strided.support.x.is_contiguous()
+    found = agree(eager, compiled, strided, 1e-5)
+    assert found.loss.dtype == torch.float32
+
+
+class Buffered(nn.Module):
+    """A linear model with a frozen weight, a buffer, and a mode."""
+
+    def __init__(self, generator):
+        super().__init__()
+        self.linear = nn.Linear(2, 1)
+        self.frozen = nn.Parameter(torch.randn(1, generator=generator), requires_grad=False)
+        self.register_buffer("shift", torch.randn(1, generator=generator))
+
+    def forward(self, x):
+        value = torch.tanh(self.linear(x) + self.shift) * self.frozen
+        return value if self.training else value**2
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_a_replay_reads_what_the_model_holds_now(tasks, generator):
+    model = Buffered(generator)
+    eager, compiled = pair(model, MAML(2, 0.1))
+    first = agree(eager, compiled, tasks)
+    model.shift.add_(1.0)
+    model.frozen.mul_(2.0)
+    assert not torch.equal(agree(eager, compiled, tasks).loss, first.loss)
+    model.shift = model.shift - 1.0  # another tensor, not the old one changed
+    model.eval()
+    agree(eager, compiled, tasks)
+
+
+def refused():
+    return pytest.warns(RuntimeWarning, match=r"could not be compiled .*stays eager.*backend='eager'")
+
+
+class Branching(Buffered):
+    """A model whose graph depends on numbers that may change."""
+
+    def forward(self, x):
+        return super().forward(x) * (2.0 if float(self.shift) > 0 else 1.0)
+
+
+def test_a_graph_that_depends_on_numbers_stays_eager(tasks, generator):
+    model = Branching(generator)
+    eager, compiled = pair(model, MAML(2, 0.1))
+    with refused():
+        agree(eager, compiled, tasks, 0.0)
+    model.shift.neg_()
+    agree(eager, compiled, tasks, 0.0)
+
+
+def test_what_the_compiler_does_not_take_stays_eager_and_is_said_once(model, tasks, monkeypatch):
+    def broken(*arguments):
+        raise RuntimeError("no C++ compiler\nand a long story")
+
+    eager, compiled = pair(model, MAML(2, 0.1))
+    monkeypatch.setattr(torch._inductor, "compile", broken)
+    with refused() as caught:
+        agree(eager, compiled, tasks, 0.0)
+    assert len(caught) == 1 and "RuntimeError: no C++ compiler)" in str(caught[0].message)
+    agree(eager, compiled, tasks, 0.0)
+
+
+def test_a_backend_that_does_not_exist_is_refused(model):
+    with pytest.raises(ValueError, match=r"unknown backend 'jit'"):
+        MetaLearner(model, nn.MSELoss(), MAML(1, 0.1), backend="jit")
+
+
+# "auto"
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_auto_compiles_what_is_called_often_and_goes_on_so_after_a_reload(monkeypatch):
+    monkeypatch.setattr(module, "_PATIENCE", 6)
+    x, calls = torch.linspace(0, 1, 4), []
+
+    def double(value):
+        calls.append(1)
+        return [2 * value, None]
+
+    engine = Engine("auto", Evaluations())
+    for count in range(1, 12):
+        found, none = engine("double", double, x)
+        assert torch.equal(found, 2 * x) and none is None
+        # The seventh call traces; whether the replays after it are kept depends on the clock.
+        assert len(calls) == count if count <= 6 else len(calls) >= 7
+    assert engine.compile_seconds > 0
+
+    again = Engine("auto", Evaluations())
+    key = next(iter(engine._programs))
+    again.load([str(key)])
+    again("double", double, x)
+    assert again.compile_seconds > 0 and again.state() == [str(key)]
+
+
+def test_auto_goes_back_to_what_is_faster(monkeypatch):
+    monkeypatch.setattr(module, "_PATIENCE", 6)
+    x, engine = torch.ones(2), Engine("auto", Evaluations())
+    monkeypatch.setattr(engine, "build", lambda function, tensors: (slow, (None, [True]), (0, 0, 0)))
+    monkeypatch.setattr(module.pytree, "tree_unflatten", lambda leaves, spec: leaves[0])
+
+    def slow(value):
+        for _ in range(2000):
+            value = value + 0
+        return [value]
+
+    for _ in range(20):
+        assert torch.equal(engine("identity", lambda value: value * 1, x), x)
+    assert engine.state() == [] and not engine.compiled("identity", [x])
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_a_replay_counts_what_the_trace_counted():
+    evaluations = Evaluations()
+    engine = Engine("compile", evaluations)
+
+    def counted(value):
+        evaluations.n_grad += 2
+        evaluations.n_hvp += 3
+        return value + 1
+
+    for _ in range(3):
+        engine("counted", counted, torch.ones(2))
+    assert evaluations == Evaluations(0, 6, 9)
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_a_copy_compiles_its_own(model, tasks):
+    eager, compiled = pair(model, FOMAML(1, 0.1))
+    agree(eager, compiled, tasks)
+    for other in (copy.deepcopy(compiled), pickle.loads(pickle.dumps(compiled))):
+        assert other.engine.state() == [] and other.engine.evaluations is other.evaluations
+
+
+# Memory
+
+
+def scarce(curvature, most):
+    """Let the curvature run out of memory with more tasks than ``most`` at a time."""
+    real = curvature.programs.gradients
+
+    def gradients(phi, *others):
+        if len(phi) > most:
+            raise torch.OutOfMemoryError("out of memory")
+        return real(phi, *others)
+
+    curvature.programs.gradients = gradients
+
+
+def test_chunks_are_halved_until_they_fit(model, tasks):
+    whole, learner = (MetaLearner(model, nn.MSELoss(), MAML(2, 0.1), backend="eager") for _ in range(2))
+    scarce(learner._curvature, 2)
+    with pytest.warns(RuntimeWarning, match="memory ran out with 3 tasks at a time; going on with chunk_size=2"):
+        found = learner.meta_gradient(tasks)
+    for name, value in whole.meta_gradient(tasks).grad.items():
+        assert (found.grad[name] - value).norm() <= 1e-14 * value.norm()
+    learner.adapt(tasks.support)  # without another warning
+    scarce(learner._curvature, 0)
+    with pytest.warns(RuntimeWarning, match="chunk_size=1"), pytest.raises(torch.OutOfMemoryError):
+        learner.adapt(tasks.support)
