@@ -314,7 +314,7 @@ def test_fixed_steps_that_overflow(solve):
 
 
 def test_more_steps_than_allowed():
-    with pytest.raises(SolverError, match="not reached within max_steps"):
+    with pytest.raises(SolverError, match="not reached within the steps allowed: allow more steps"):
         odeint(decay, Y0, T, options={"max_num_steps": 2})
     # The number counts for every output.
     assert torch.isfinite(odeint(decay, Y0, torch.linspace(0, 1, 50), options={"max_num_steps": 2})).all()
