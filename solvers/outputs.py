@@ -109,7 +109,7 @@ class OutputPath(TapePath):
         """
         self._field, self._restricted = field, (None, field)
         self._w, self._ends = w[1:-1], self._end
-        self._same = torch.ones((), dtype=torch.bool, device=w.device)
+        self._same, self._rounding = torch.ones((), dtype=torch.bool, device=w.device), field.rounding
         self._node_cotangents = w.new_zeros((self.steps + 1, w.shape[1]))
         self._time_cotangents = w.new_zeros(len(w))
         pulled = solve.pullback(w[-1])
@@ -150,11 +150,10 @@ class OutputPath(TapePath):
         Stored starts leave no more than the rounding of one step; rebuilt ones carry that of all the steps before.
         """
         rise = h * combine(self._scheme.stepper.tableau.floats[1], slopes)
-        largest = torch.stack(slopes).abs().amax(dim=(0, 2))[:, None] * h.abs()
         kept = self._tape.keep != "nothing"
-        slack = 16 * torch.finfo(y.dtype).eps if kept else self._field.rounding
-        bound = self._field.rounding * largest + slack * y.abs().amax(dim=1, keepdim=True)
-        self._same = self._same & ((y + rise - end).abs() <= bound).all()
+        slack = 16 * torch.finfo(y.dtype).eps if kept else self._rounding
+        bound = self._rounding * _largest(rise) + slack * _largest(y)
+        self._same = self._same & (_largest(y + rise - end) <= bound).all()
 
     def _moments(self, index: int, rows: Tensor, w: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return w with the cotangents of outputs at the ends, and the moments of those inside, from the power 0."""
@@ -205,13 +204,13 @@ class OutputPath(TapePath):
             ValueError: if func has changed since the solve.
         """
         interpolant, nodes, y = self._readings.interpolant, self._scheme.nodes(t, self._tape), y0
-        off, scale = torch.zeros_like(y[:, 0]), y.abs().amax(dim=1)
+        off, scale = y.new_zeros(len(y)), _largest(y)
         found, places = [y[:0]], [self._tape.count[:0]]
         for index in range(self.steps):
             piece = self._tape.piece(index)
             rows = torch.arange(len(y), device=y.device) if piece.rows is None else piece.rows
             if self._tape.keep != "nothing":
-                off = off.index_copy(0, rows, torch.maximum(off[rows], _distance(y[rows], self.start(index))))
+                off = off.index_copy(0, rows, torch.maximum(off[rows], _largest(y[rows] - self.start(index))))
             k, at = self._in(index, rows)
             inside = len(k) > 0
             start = nodes[index, rows, None]
@@ -226,8 +225,8 @@ class OutputPath(TapePath):
                 found.append(value(y[rows][at], h[at], coefficients, theta))
                 places.append(k * len(y) + rows[at])
             y = y.index_copy(0, rows, taken.end)
-            scale = torch.maximum(scale, y.abs().amax(dim=1))
-        off = torch.maximum(off, _distance(y, self._end))
+            scale = torch.maximum(scale, _largest(y))
+        off = torch.maximum(off, _largest(y - self._end))
         field.require_same((off <= field.rounding * scale).all())
         inner = torch.cat(found)[torch.cat(places).argsort()].reshape(-1, *y.shape)
         return torch.cat([y0[None], inner, y[None]])
@@ -251,6 +250,7 @@ class _Noting:
         return pulled
 
 
-def _distance(left: Tensor, right: Tensor) -> Tensor:
-    """Return the largest difference of each row, ``[rows]``."""
-    return (left.detach() - right).abs().amax(dim=1)
+def _largest(rows: Tensor) -> Tensor:
+    """Return the largest modulus in each row, ``[rows]``."""
+    found: Tensor = torch.linalg.vector_norm(rows.detach(), ord=torch.inf, dim=1)
+    return found
