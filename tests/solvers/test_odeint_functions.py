@@ -96,18 +96,19 @@ def test_a_row_of_a_batch_that_changed_is_seen(generator):
 @both_solvers
 @both_orders
 @pytest.mark.parametrize("interp", ["linear", "cubic"])
-@pytest.mark.parametrize("method", ["rk4", "heun3", "euler"])
+@pytest.mark.parametrize("method", ["euler", "midpoint", "heun3"])
 def test_jumps_at_the_ends_of_steps_are_no_change(solve, create_graph, interp, method, generator):
-    """0.1 + 0.1 + 0.1 is not 0.3: f at the end of a step is not always f at the start of the next."""
-    jumps, y0 = torch.linspace(0, 1, 11), torch.randn(2, generator=generator).requires_grad_()
+    """0.2 + (0.9 − 0.2) is below 0.9: f at the end of the first step is not f at the start of the next."""
+    y0, t = torch.randn(2, generator=generator).requires_grad_(), torch.tensor([0.2, 0.9, 1.9])
+    assert t[0] + (t[1] - t[0]) < t[1]
 
     def func(t, y):
-        return -(1 + torch.searchsorted(jumps, t, right=True)) * y
+        return -y if t < 0.9 else -3 * y
 
-    arguments = {"method": method, "options": {"step_size": 0.1, "interp": interp}}
-    t = torch.linspace(0, 1, 4)
-    found = torch.autograd.grad(solve(func, y0, t, **arguments).sum(), y0, create_graph=create_graph)[0]
-    expected = torch.autograd.grad(torchdiffeq.odeint(func, y0, t, **arguments).sum(), y0)[0]
+    arguments = {"method": method, "options": {"interp": interp, "grid_constructor": lambda func, y0, times: t}}
+    times = torch.tensor([0.2, 1.3, 1.9])
+    found = torch.autograd.grad(solve(func, y0, times, **arguments).sum(), y0, create_graph=create_graph)[0]
+    expected = torch.autograd.grad(torchdiffeq.odeint(func, y0, times, **arguments).sum(), y0)[0]
     assert relative(found.detach(), expected) < 1e-12
 
 
