@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,20 @@ from torch import Tensor
 from .captures import entangled, leaves_behind, reachable, shown
 from .pytree import Layout
 from .stepper import VJP, Time
+
+
+class WritesToStateError(ValueError):
+    """func wrote to the state that it was given."""
+
+
+@contextlib.contextmanager
+def differentiable() -> Iterator[None]:
+    """Put `torch.no_grad` in the place of inference mode, in which a func could not differentiate by itself."""
+    if not torch.is_inference_mode_enabled():
+        yield
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 class FunctionField:
@@ -49,6 +63,9 @@ class FunctionField:
         self._fresh = False
         # Whether all that func depends on should be among the parameters, so that a stranger is an error.
         self._complete = False
+        # Whether only what func holds could want a gradient, and whether nothing was found that does: the solve leaves
+        # no graph then, so that a value with one is an error.
+        self._untracked, self._watched = not (timed or y0.requires_grad), False
         # Whether graphs that func did not make lie before the parameters, and must outlive a pullback.
         self._retain = False
         self.differentiates = False
@@ -65,25 +82,36 @@ class FunctionField:
         return self._value(t, y)
 
     def _value(self, t: Time, y: Tensor) -> Tensor:
+        with torch.set_grad_enabled(self._watched):
+            value, *leaves = self._bare(t, y)
+        if self._watched and self._complete and value.requires_grad:
+            self._check_complete(t, y, value, *leaves)
+        return value.detach()
+
+    def _bare(self, t: Time, y: Tensor) -> tuple[Tensor, ...]:
+        """Return f(t, y) of a y without gradients, or if func wants one with them, f(t, y) and the leaves t and y."""
         if not self.differentiates:
             try:
-                with torch.no_grad():
-                    return self.evaluate(t, y)
+                return (self.evaluate(t, y),)
             except RuntimeError as error:
                 self._note(error)
-        return self._graph(t, y)[0].detach()
+        return self._graph(t, y)
 
     def evaluate(self, t: Time, y: Tensor) -> Tensor:
         """Return f(t, y), shape ``[rows, P]``, with a graph where grad mode is on.
 
         Raises:
             TypeError, ValueError: if func returns another structure, shape, dtype or device than y0's.
+            WritesToStateError: if func writes to its y.
         """
         whole = y if self._index is None else self.start.index_copy(0, self._index, y)
         at = torch.as_tensor(t, dtype=y.dtype, device=y.device)
+        version = whole._version
         with self._autocasting():
             found = self.func(self._time(at, len(y)), self.layout.unflatten(whole))
         value = self.layout.flatten(found, "the result of func", cast=self._autocast is not None)
+        if whole._version != version:
+            raise WritesToStateError("func must leave the y that it gets as it is, got one that writes to it; copy it")
         return value if self._index is None else value[self._index]
 
     def vjp(self, t: Time, y: Tensor, w: Tensor) -> VJP:
@@ -127,9 +155,18 @@ class FunctionField:
 
         The evaluation is at the start, and its value is what the first call there returns. A tensor in the middle of a
         graph is a parameter itself, so that the graph behind it is traversed once and not at every stage; but where
-        one parameter lies behind another, all give way to the leaves behind them.
+        one parameter lies behind another, all give way to the leaves behind them. A func that needs no graph, as far as
+        one can see, gets none: it may write to buffers of its own.
         """
         found = reachable(self.func)
+        self._complete = True
+        if self._untracked and not found:
+            with torch.enable_grad():
+                value, *leaves = self._bare(self.t0, self.start)
+            if not shown(value, leaves):
+                self._watched = True
+                self._first, self._fresh = value.detach(), True
+                return
         value, *leaves = self._graph(self.t0, self.start)
         extra = self._lasting(shown(value, [*found, *leaves]), found)
         if entangled([*found, *extra]):
@@ -137,7 +174,7 @@ class FunctionField:
             extra = self._lasting(shown(value, [*found, *leaves]), found)
         self.parameters = (*found, *extra)
         self._retain = self._retain or bool(extra)
-        self._complete = True
+        self._watched = self._untracked and not self.parameters
         self._first, self._fresh = value.detach(), True
 
     def restrict_parameters(self, parameters: Sequence[Tensor]) -> None:
@@ -150,6 +187,11 @@ class FunctionField:
         self._retain = any(not tensor.is_leaf and id(tensor) not in known for tensor in reachable(self.func))
         self._first, self._fresh = self._value(self.t0, self.start), True
 
+    @property
+    def rounding(self) -> float:
+        """How far evaluations of the same may lie apart, relative to their size."""
+        return float(torch.finfo(self._autocast or self.start.dtype).eps ** 0.5)
+
     def check_unchanged(self) -> None:
         """Refuse to go back through a func that is another one by now, judged by its value at the start.
 
@@ -159,28 +201,35 @@ class FunctionField:
         if self._first is None or self.random:
             return
         now = self._value(self.t0, self.start)
-        rounding = torch.finfo(self._autocast or now.dtype).eps ** 0.5
         scale = self._first.abs().amax(dim=1, keepdim=True)
-        if not bool(((now - self._first).abs() <= rounding * scale).all()):
+        self.require_same(((now - self._first).abs() <= self.rounding * scale).all())
+
+    def require_same(self, same: Tensor) -> None:
+        """Raise unless what func returned on the way back was the same as during the solve.
+
+        Raises:
+            ValueError: if it was not.
+        """
+        if not self.random and not bool(same):
             raise ValueError(
-                "func is another one than during the solve: its value at t[0], y0 has changed. The way back evaluates "
-                "it again, so what it holds (conditions, data, modes) must stay until then; put what varies into y0, "
-                "or use a copy of func for each solve"
+                "func is another one than during the solve: its values have changed. The way back evaluates it again, "
+                "so what it holds (conditions, data, modes) must stay until then; put what varies into y0, or use a "
+                "copy of func for each solve"
             )
 
     def _graph(self, t: Time, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return f(t, y) with its graph, and the leaves t ``[rows]`` and y of that."""
+        """Return f(t, y) with its graph, and the leaves t ``[rows]`` and y of that; func gets a copy of y."""
         here = y.detach().requires_grad_()
         at = torch.as_tensor(t, dtype=y.dtype, device=y.device).detach().reshape(-1).expand(len(y)).clone()
         with torch.enable_grad():
             if not self.differentiates:
                 try:
                     at.requires_grad_(self.timed)
-                    return self.evaluate(at, here), at, here
+                    return self.evaluate(at, here.clone()), at, here
                 except RuntimeError as error:
                     self._note(error)
             at.requires_grad_()
-            return self.evaluate(at, here), at, here
+            return self.evaluate(at, here.clone()), at, here
 
     def _note(self, error: RuntimeError) -> None:
         """Note that func differentiates by itself if that is what the error says, and raise any other."""
@@ -196,7 +245,7 @@ class FunctionField:
             raise ValueError(
                 f"func depends on a tensor of shape {list(stranger.shape)} that it did not use at the first time and "
                 "that is not in reach of it, so its gradient would be lost: make it an attribute of a module, or name "
-                "all parameters in odeint_adjoint(…, adjoint_params=…)"
+                "all parameters in odeint_adjoint(…, adjoint_params=…), or solve under torch.no_grad()"
             )
         self._complete = False
 

@@ -43,7 +43,7 @@ def transformed() -> bool:
     return bool(torch._C._are_functorch_transforms_active()) or torch.autograd.forward_ad._current_level >= 0
 
 
-def draws(action: Callable[[], None], device: torch.device) -> bool:
+def draws(action: Callable[[], object], device: torch.device) -> bool:
     """Whether an action draws from the global generators of random numbers, which are put back where they were."""
     before = torch.get_rng_state()
     before_there = torch.cuda.get_rng_state(device) if device.type == "cuda" else None

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from dataclasses import field as attribute
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import checks
-from .function_field import FunctionField
+from .function_field import FunctionField, differentiable
 from .interpolation import DenseOutput, Interpolant
 from .pytree import Layout
-from .schemes import ADAPTIVE, adaptive
+from .schemes import ADAPTIVE, Adaptive, adaptive
 from .solution import Status, raise_if_failed, statuses
 from .stepper import Step
 from .tape import Tape
@@ -43,9 +44,9 @@ class Solution:
     evaluations: int | Tensor
     status: Status | list[Status]
     reached: float | Tensor
-    _layout: Layout = field(repr=False)
-    _dense: DenseOutput = field(repr=False)
-    _codes: Tensor = field(repr=False)
+    _layout: Layout = attribute(repr=False)
+    _dense: DenseOutput = attribute(repr=False)
+    _codes: Tensor = attribute(repr=False)
 
     @property
     def success(self) -> bool:
@@ -118,28 +119,34 @@ def solve_ivp(
     wanted = None if t_eval is None else _inside(t_eval, ends, layout)
     options = {"max_num_steps": max_steps, "norm": norm, "first_step": first_step}
     scheme = adaptive(ends, method, options, rtol, atol, layout)
-    start = layout.start(y0).detach()
-    derivative = FunctionField(func, layout, ends[0], start)
-    tape = Tape(start, "stages")
+    with differentiable():
+        start = layout.start(y0).detach()
+        return _solved(scheme, FunctionField(func, layout, ends[0], start), wanted)
+
+
+def _solved(scheme: Adaptive, field: FunctionField, wanted: Tensor | None) -> Solution:
+    """Solve, and return the solution at the times ``[count]`` wanted, or at the ends of the steps."""
+    layout, start = field.layout, field.start
     interpolant = Interpolant.dense(scheme.stepper.tableau)
+    tape = Tape(start, "stages")
 
     def record(rows: Tensor, t: Tensor, h: Tensor, stages: Tensor | None, taken: Step) -> None:
         inside = interpolant.coefficients(taken.states[0], h[:, None], taken)
         tape.record(rows, t, h, None, [taken.states[0], *inside])
 
-    _, codes, stats = scheme.solve(derivative, derivative.start, record)
-    dense = _dense_output(tape, ends, start, codes, len(interpolant.weights))
+    _, codes, stats = scheme.solve(field, start, record)
+    dense = _dense_output(tape, scheme.t, start, codes, len(interpolant.weights))
     if wanted is None:
         ts = dense.nodes[: tape.steps + 1]
         found = torch.cat([start[None], dense.ends()])[: tape.steps + 1]
-        ts = ts if batched else ts[:, 0]
+        ts = ts if layout.batched else ts[:, 0]
     else:
         ts, found = wanted, dense.where_known(wanted[:, None].expand(-1, layout.rows))
-    # The slope at the start and the probe of the first step come on top of the steps.
-    evaluations = stats["evaluations"] + (1 if first_step is not None else 2)
+    # The slope at the start and the probe of a first step that is not given come on top of the steps.
+    evaluations = stats["evaluations"] + (2 if scheme.controller.first_step is None else 1)
 
     def of(values: Tensor) -> Any:
-        return values if batched else values.item()
+        return values if layout.batched else values.item()
 
     return Solution(
         ts,
@@ -147,7 +154,7 @@ def solve_ivp(
         of(stats["accepted"]),
         of(stats["rejected"]),
         of(evaluations),
-        statuses(codes) if batched else statuses(codes)[0],
+        statuses(codes) if layout.batched else statuses(codes)[0],
         of(dense.nodes[-1]),
         layout,
         dense,
@@ -175,7 +182,10 @@ def _dense_output(tape: Tape, ends: Tensor, start: Tensor, codes: Tensor, powers
 
 
 def _span(t_span: Any, layout: Layout) -> Tensor:
-    ends = torch.stack([torch.as_tensor(t, dtype=layout.dtype, device=layout.device).detach() for t in t_span])
+    try:
+        ends = torch.stack([torch.as_tensor(t, dtype=layout.dtype, device=layout.device).detach() for t in t_span])
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"t_span must be two numbers or a tensor of them, start and end, got {t_span!r}") from None
     if ends.shape != (2,):
         raise ValueError(f"t_span must hold the start and the end, got {t_span!r}")
     if not bool(torch.isfinite(ends).all()) or bool(ends[0] == ends[1]):

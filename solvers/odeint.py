@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -12,14 +11,13 @@ import torch
 from torch import Tensor
 
 from . import checks, handover
+from . import odeint_arguments as arguments
 from .adjoints import Adjoint, Checkpointed, Discrete
-from .function_field import FunctionField
+from .function_field import FunctionField, WritesToStateError, differentiable
 from .outputs import OutputPlan
 from .pytree import Layout
-from .schemes import ADAPTIVE, ADAPTIVE_OPTIONS, FIXED, FIXED_OPTIONS, Adaptive, Fixed, adaptive, fixed
+from .schemes import ADAPTIVE, Adaptive, Fixed, adaptive, fixed
 from .solve_node import Outputs, check_solved
-
-_METHODS = (*ADAPTIVE, *FIXED, *handover.METHODS)
 
 
 def odeint(
@@ -41,12 +39,13 @@ def odeint(
     that func depends on: in modules, in closures, in the object of a bound method. Second derivatives work too
     (``create_graph=True``); they replay the steps. The ends of the steps that error control chose are held fixed.
     Since func is evaluated again on the way back, it has to return the same there: one that draws random numbers is
-    left to torchdiffeq, and one that has changed since the solve is an error.
+    left to torchdiffeq, and so is one that writes to its y; one that has changed since the solve is an error.
 
     Args:
         func: the derivative. It gets t 0-dimensional, in the precision of y0, and y in the form of y0, and returns
             that form. It may differentiate by itself.
-        y0: a tensor, or a tuple or dict of tensors, real or complex, of any shapes.
+        y0: a tensor, or a tuple or dict of tensors, real or complex, of any shapes. Tensors of different precision are
+            raised to the highest one.
         t: times ``[count]``, strictly increasing or decreasing, converted to the precision of y0.
         rtol, atol: tolerances of a step: numbers, tensors that broadcast to y0, or one for each tensor of y0.
         method: ``"dopri5"`` (the default), ``"tsit5"``, ``"bosh3"``, ``"adaptive_heun"`` or ``"fehlberg2"``, which
@@ -69,7 +68,8 @@ def odeint(
         TypeError, ValueError: if an argument, or what func returns, is not as described.
         SolverError: if the solve fails; the message says why.
     """
-    call = _Call("odeint", func, y0, t, rtol, atol, method or "dopri5", dict(options or {}), event_fn, batched, {})
+    options = arguments.mapping("options", options)
+    call = _Call("odeint", func, y0, t, rtol, atol, method or "dopri5", options, event_fn, batched, {})
     return call.solve(Discrete())
 
 
@@ -114,12 +114,12 @@ def odeint_adjoint(
         "adjoint_rtol": adjoint_rtol,
         "adjoint_atol": adjoint_atol,
         "adjoint_method": adjoint_method,
-        "adjoint_options": adjoint_options,
-        "adjoint_params": None if adjoint_params is None else tuple(adjoint_params),
+        "adjoint_options": None if adjoint_options is None else arguments.mapping("adjoint_options", adjoint_options),
+        "adjoint_params": arguments.parameters(adjoint_params),
     }
-    method = method or "dopri5"
-    call = _Call("odeint_adjoint", func, y0, t, rtol, atol, method, dict(options or {}), event_fn, batched, backward)
-    _check_backward(method, backward)
+    method, options = method or "dopri5", arguments.mapping("options", options)
+    call = _Call("odeint_adjoint", func, y0, t, rtol, atol, method, options, event_fn, batched, backward)
+    arguments.check_backward(method, backward)
     return call.solve(Checkpointed((adjoint_options or {}).get("snapshots")))
 
 
@@ -148,6 +148,10 @@ def odeint_dense(func: Callable[[Tensor, Any], Any], y0: Tensor, t0: Tensor, t1:
     return theirs(func, y0, t0, t1, **kwargs)
 
 
+class _Left(Exception):
+    """What is left to torchdiffeq, noticed on the way."""
+
+
 @dataclass(frozen=True)
 class _Call:
     """The arguments of a call.
@@ -172,21 +176,34 @@ class _Call:
     def __post_init__(self) -> None:
         if not callable(self.func):
             raise TypeError(f"func must be a function of t and y, got {type(self.func).__name__}")
-        checks.one_of("method", self.method, _METHODS)
-        _check_options("option", self.method, self.options)
+        checks.one_of("method", self.method, arguments.METHODS)
+        arguments.check_options("option", self.method, self.options)
         for name in ("rtol", "atol"):
-            _check_tolerance(name, getattr(self, name))
+            arguments.check_tolerance(name, getattr(self, name))
 
     def solve(self, adjoint: Adjoint) -> Any:
         """Solve here, or have torchdiffeq solve."""
         if handover.transformed():
             return self._hand_over("a transform of torch.func or forward-mode differentiation")
+        try:
+            with differentiable():
+                return self._solve(adjoint)
+        except WritesToStateError:
+            reason = "a func that writes to its y"
+        except _Left as left:
+            reason = str(left)
+        return self._hand_over(reason)
+
+    def _solve(self, adjoint: Adjoint) -> Any:
         layout = Layout(self.y0, self.batched)
-        t = _times(self.t, layout)
+        t = arguments.times(self.t, layout)
+        y0 = layout.start(self.y0)
         reason = handover.reason(self.func, self.method, self.options, self.event_fn, layout)
         if reason is not None:
-            return self._hand_over(reason)
-        y0 = layout.start(self.y0)
+            field = FunctionField(self.func, layout, t[0], y0)
+            # One evaluation, for what torchdiffeq does not say of a result of the wrong form.
+            handover.draws(partial(field, field.t0, field.start), layout.device)
+            raise _Left(reason)
         if len(t) == 1:
             return layout.unflatten(y0[None])
         plan = OutputPlan(self._scheme(t.detach(), layout))
@@ -198,7 +215,7 @@ class _Call:
             field.random = handover.draws(find, layout.device)
         if field.random and not self.backward:
             # The way back would meet other numbers; torchdiffeq's graph keeps the ones that there were.
-            return self._hand_over("a func that draws random numbers")
+            raise _Left("a func that draws random numbers")
         if recording and (field.parameters or y0.requires_grad or t.requires_grad):
             outputs = Outputs.apply(plan, adjoint, field, bool(self.backward), y0, t, *field.parameters)
         else:
@@ -226,58 +243,3 @@ class _Call:
             batched=self.batched,
             backward=self.backward,
         )
-
-
-def _check_options(what: str, method: str, options: dict[str, Any], more: tuple[str, ...] = ()) -> None:
-    """Refuse keys that the method does not know; torchdiffeq itself looks at those of the methods left to it."""
-    if method in handover.METHODS and method != "dopri8":
-        return
-    own, others = (FIXED_OPTIONS, ADAPTIVE_OPTIONS) if method in FIXED else (ADAPTIVE_OPTIONS, FIXED_OPTIONS)
-    for key in options:
-        if key in own or key in more:
-            continue
-        if key in others:
-            kind = "with a controlled error" if method in FIXED else "with fixed steps"
-            raise ValueError(f"{what} {key!r} belongs to methods {kind}; {method} takes {', '.join((*own, *more))}")
-        raise ValueError(f"unknown {what} {key!r} for {method}; {checks.nearest(str(key), (*own, *more))}")
-
-
-def _check_tolerance(name: str, value: Any) -> None:
-    if isinstance(value, (int, float)):
-        checks.at_least(name, value, 0.0)
-
-
-def _check_backward(method: str, backward: dict[str, Any]) -> None:
-    """Refuse what torchdiffeq's adjoint would not understand, needed or not."""
-    for name in ("adjoint_rtol", "adjoint_atol"):
-        _check_tolerance(name, backward[name])
-    own = checks.one_of("adjoint_method", backward["adjoint_method"] or method, _METHODS)
-    _check_options("adjoint option", own, backward["adjoint_options"] or {}, ("snapshots",))
-    for parameter in backward["adjoint_params"] or ():
-        if not isinstance(parameter, Tensor):
-            raise TypeError(f"adjoint_params must be tensors, got {type(parameter).__name__}")
-
-
-def _times(t: Any, layout: Layout) -> Tensor:
-    """Return the output times in the precision and on the device of the state."""
-    if not isinstance(t, Tensor):
-        raise TypeError(f"t must be a tensor of times, got {type(t).__name__}")
-    if not t.is_floating_point():
-        raise TypeError(f"t must be floating point, got {t.dtype}; convert it with .to(torch.float32)")
-    if t.ndim != 1 or len(t) == 0:
-        raise ValueError(f"t must have shape [count] with at least one time, got {list(t.shape)}")
-    if t.device != layout.device:
-        warnings.warn(f"t is on {t.device} and is moved to {layout.device}, where y0 is", stacklevel=5)
-    # Copied, as y0 is: whoever writes to it afterwards writes to their own.
-    found = t.to(device=layout.device, dtype=layout.dtype, copy=True)
-    values = found.detach()
-    if not bool(torch.isfinite(values).all()):
-        raise ValueError("t must be finite, got NaN or infinite times")
-    steps = values.diff()
-    if not bool((steps > 0).all() | (steps < 0).all()):
-        at = int(((steps * steps[0] <= 0) | (steps == 0)).nonzero()[0])
-        raise ValueError(
-            f"t must be strictly increasing or decreasing in {layout.dtype}, the precision of y0, got "
-            f"t[{at}] = {values[at].item():.9g} and t[{at + 1}] = {values[at + 1].item():.9g}"
-        )
-    return found

@@ -13,9 +13,10 @@ from .function_field import FunctionField
 from .interpolation import value
 from .paths import Run, TapePath, Transposed
 from .readings import Readings
+from .runge_kutta import combine
 from .schemes import Adaptive, Fixed
 from .solution import Status
-from .stepper import Step
+from .stepper import VJP, RowField, Step, Time
 from .tape import Tape
 
 
@@ -102,12 +103,18 @@ class OutputPath(TapePath):
         Args:
             solve: the solve that left this path.
             field: the field with the parameters whose cotangents are wanted.
+
+        Raises:
+            ValueError: if func has changed since the solve.
         """
         self._field, self._restricted = field, (None, field)
         self._w, self._ends = w[1:-1], self._end
+        self._same, self._rounding = torch.ones((), dtype=torch.bool, device=w.device), field.rounding
         self._node_cotangents = w.new_zeros((self.steps + 1, w.shape[1]))
         self._time_cotangents = w.new_zeros(len(w))
         pulled = solve.pullback(w[-1])
+        # Of all steps at once, so that the device is waited for only here.
+        field.require_same(self._same)
         times = self._pull_times() if field.timed else None
         del self._w, self._ends, self._node_cotangents, self._time_cotangents
         return OutputCotangents(pulled.start + w[0], pulled.parameters, times)
@@ -124,7 +131,9 @@ class OutputPath(TapePath):
         # The dense output needs f at the end of the step as well.
         stages = [*states, self._ends[rows]] if moments and len(weights) > 1 else states
         outputs = list(zip(weights, moments[1:], strict=False))
-        pulled = self._scheme.stepper.transpose(self._on(piece.rows), piece.t, piece.h, stages, here, outputs=outputs)
+        field = _Noting(self._on(piece.rows))
+        pulled = self._scheme.stepper.transpose(field, piece.t, piece.h, stages, here, outputs=outputs)
+        self._compare(piece.h, states[0], field.values[::-1], self._ends[rows])
         start = pulled.start
         if moments:
             start = start + moments[0] - torch.stack(moments[1:]).sum(dim=0)
@@ -134,6 +143,17 @@ class OutputPath(TapePath):
         none = w.new_zeros(len(w))
         stability = none.index_copy(0, rows, pulled.stretch / self._scheme.stepper.limit())
         return Transposed(w.index_copy(0, rows, start), pulled.parameters, none, None, stability)
+
+    def _compare(self, h: Tensor, y: Tensor, slopes: list[Tensor], end: Tensor) -> None:
+        """Note whether a step from y with the slopes that func returned on the way back still has this end.
+
+        Stored starts leave no more than the rounding of one step; rebuilt ones carry that of all the steps before.
+        """
+        rise = h * combine(self._scheme.stepper.tableau.floats[1], slopes)
+        kept = self._tape.keep != "nothing"
+        slack = 16 * torch.finfo(y.dtype).eps if kept else self._rounding
+        bound = self._rounding * _largest(rise) + slack * _largest(y)
+        self._same = self._same & (_largest(y + rise - end) <= bound).all()
 
     def _moments(self, index: int, rows: Tensor, w: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return w with the cotangents of outputs at the ends, and the moments of those inside, from the power 0."""
@@ -178,12 +198,19 @@ class OutputPath(TapePath):
         return k, at
 
     def replay(self, field: FunctionField, y0: Tensor, t: Tensor) -> Tensor:
-        """Return the outputs again, as plain differentiable operations on y0 ``[rows, P]`` and t ``[count]``."""
+        """Return the outputs again, as plain differentiable operations on y0 ``[rows, P]`` and t ``[count]``.
+
+        Raises:
+            ValueError: if func has changed since the solve.
+        """
         interpolant, nodes, y = self._readings.interpolant, self._scheme.nodes(t, self._tape), y0
+        off, scale = y.new_zeros(len(y)), _largest(y)
         found, places = [y[:0]], [self._tape.count[:0]]
         for index in range(self.steps):
             piece = self._tape.piece(index)
             rows = torch.arange(len(y), device=y.device) if piece.rows is None else piece.rows
+            if self._tape.keep != "nothing":
+                off = off.index_copy(0, rows, torch.maximum(off[rows], _largest(y[rows] - self.start(index))))
             k, at = self._in(index, rows)
             inside = len(k) > 0
             start = nodes[index, rows, None]
@@ -198,5 +225,32 @@ class OutputPath(TapePath):
                 found.append(value(y[rows][at], h[at], coefficients, theta))
                 places.append(k * len(y) + rows[at])
             y = y.index_copy(0, rows, taken.end)
+            scale = torch.maximum(scale, _largest(y))
+        off = torch.maximum(off, _largest(y - self._end))
+        field.require_same((off <= field.rounding * scale).all())
         inner = torch.cat(found)[torch.cat(places).argsort()].reshape(-1, *y.shape)
         return torch.cat([y0[None], inner, y[None]])
+
+
+class _Noting:
+    """A field that notes the values that fall out of its pullbacks, from a step's last stage to its first."""
+
+    def __init__(self, field: RowField) -> None:
+        self._field = field
+        self.values: list[Tensor] = []
+
+    def __call__(self, t: Time, y: Tensor, /) -> Tensor:
+        """Return f(t, y)."""
+        return self._field(t, y)
+
+    def vjp(self, t: Time, y: Tensor, w: Tensor, /) -> VJP:
+        """Return f(t, y) and the pullback of w."""
+        pulled = self._field.vjp(t, y, w)
+        self.values.append(pulled.value)
+        return pulled
+
+
+def _largest(rows: Tensor) -> Tensor:
+    """Return the largest modulus in each row, ``[rows]``."""
+    found: Tensor = torch.linalg.vector_norm(rows.detach(), ord=torch.inf, dim=1)
+    return found

@@ -15,7 +15,8 @@ class Layout:
     """How a state lies in rows ``[rows, P]``: its leaves one after the other, complex numbers as pairs.
 
     A state is a tensor, or a tuple, list or dict of states. Without ``batched`` all of it is one row; with it, the
-    first axis of every leaf counts rows. Leaves of different precision are raised to the highest.
+    first axis of every leaf counts rows. Leaves of different precision are raised to the highest, as torchdiffeq does;
+    `flatten` takes each in its own precision as well.
 
     Args:
         y0: the state to take as the model.
@@ -37,6 +38,7 @@ class Layout:
         self._names = [name for name, _ in named]
         self.dtype = _common(leaves)
         self.device = leaves[0].device
+        self._given = [leaf.dtype for leaf in leaves]
         self._models = [leaf.to(_like_precision(leaf, self.dtype)) for leaf in leaves]
         for name, leaf in named:
             if leaf.device != self.device:
@@ -59,10 +61,10 @@ class Layout:
     def start(self, y0: Any) -> Tensor:
         """Return a copy of y0 as rows ``[rows, P]``, differentiably, its leaves raised to the common precision."""
         leaves = [leaf for _, leaf in _named_leaves(y0)]
-        return self._join([leaf.to(model.dtype, copy=True) for leaf, model in zip(leaves, self._models, strict=True)])
+        return self._join([leaf.to(model.dtype) for leaf, model in zip(leaves, self._models, strict=True)])
 
     def flatten(self, state: Any, what: str, cast: bool = False) -> Tensor:
-        """Return a state of this form as rows ``[rows, P]``, differentiably.
+        """Return a copy of a state of this form as rows ``[rows, P]``, differentiably.
 
         Args:
             what: its name in messages.
@@ -77,8 +79,10 @@ class Layout:
                 raise TypeError(
                     f"{what}{name} must be a tensor of shape {list(model.shape)}, got {type(leaf).__name__}"
                 )
-        if cast:
-            leaves = [leaf.to(model.dtype) for leaf, model in zip(leaves, self._models, strict=True)]
+        leaves = [
+            leaf.to(model.dtype) if cast or leaf.dtype == given else leaf
+            for leaf, given, model in zip(leaves, self._given, self._models, strict=True)
+        ]
         for name, leaf, model in zip(self._names, leaves, self._models, strict=True):
             checks.like(what + name, leaf, model)
         return self._join(leaves)
@@ -156,7 +160,8 @@ class Layout:
             (torch.stack([leaf.real, leaf.imag], dim=-1) if leaf.is_complex() else leaf).reshape(self.rows, width)
             for leaf, width in zip(leaves, self._widths, strict=True)
         ]
-        return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
+        # One real leaf would still be the memory of whoever gave it, which a func may use again for its next result.
+        return rows[0].clone() if len(rows) == 1 else torch.cat(rows, dim=1)
 
 
 def _named_leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -208,6 +213,8 @@ def _check_leaf(what: str, leaf: Any) -> None:
         raise TypeError(
             f"{what} must be floating point or complex, got {leaf.dtype}; convert it with .to(torch.float32)"
         )
+    if leaf.layout != torch.strided:
+        raise TypeError(f"{what} must be dense, got {leaf.layout}; convert it with .to_dense()")
     if not bool(torch.isfinite(leaf.detach()).all()):
         raise ValueError(f"{what} must be finite, got NaN or infinite entries")
 

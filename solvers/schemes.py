@@ -113,7 +113,7 @@ class Adaptive:
 
     t: Tensor
     stepper: RungeKutta
-    controller: PIController
+    controller: StateController
     max_steps: int
 
     def readings(self, y0: Tensor, timed: bool) -> Readings:
@@ -172,11 +172,13 @@ class Fixed:
         sizes = self._nodes.diff()
         dense = len(self._interpolant.weights) > 1
         y, slope = y0, None
+        # f at the end of a step is f at the next node only if rounding leaves that end on it: func may jump there.
+        meets = (self._nodes[:-1] + sizes == self._nodes[1:]).tolist()
         for step in range(len(sizes)):
             t, h = self._nodes[step], sizes[step]
             taken = self.stepper.step(field, t, h, y, slope=slope, estimate=dense)
             record(rows, t.expand(len(rows)), h.expand(len(rows)), None, taken)
-            y, slope = taken.end, taken.slope
+            y, slope = taken.end, taken.slope if meets[step] else None
         return y, finite_codes(y), {}
 
     def nodes(self, t: Tensor, tape: Tape) -> Tensor:
@@ -200,11 +202,11 @@ def adaptive(t: Tensor, method: str, options: dict[str, Any], rtol: Any, atol: A
         rtol=_tolerance("rtol", rtol, layout),
         atol=_tolerance("atol", atol, layout),
         norm=_norm(options.get("norm"), layout),
-        safety=float(options.get("safety", 0.9)),
-        shrink=float(options.get("dfactor", 0.2)),
-        grow=float(options.get("ifactor", 10.0)),
+        safety=_number("safety", options.get("safety", 0.9)),
+        shrink=_number("dfactor", options.get("dfactor", 0.2)),
+        grow=_number("ifactor", options.get("ifactor", 10.0)),
         modulus=layout.modulus,
-        first_step=None if first_step is None else float(first_step),
+        first_step=None if first_step is None else _number("first_step", first_step),
     )
     return Adaptive(t, RungeKutta(ADAPTIVE[method].with_last_slope()), controller, limit * (len(t) - 1))
 
@@ -224,8 +226,8 @@ def _grid(options: dict[str, Any], func: Callable[..., Any], y0: Any) -> Grid:
     if size is not None and constructor is not None:
         raise ValueError("step_size and grid_constructor are two ways to say the same; give one of them")
     if size is not None:
-        checks.positive("step_size", float(size))
-        return lambda t: _equidistant(t, float(size))
+        length = _number("step_size", size)
+        return lambda t: _equidistant(t, length)
     if constructor is None:
         return lambda t: t
     return lambda t: _checked(constructor(func, y0, t), t)
@@ -252,6 +254,13 @@ def _checked(nodes: Any, t: Tensor) -> Tensor:
     if not bool((found.diff() * torch.sign(t[-1] - t[0]) > 0).all()):
         raise ValueError("grid_constructor must return strictly monotone times in the direction of t")
     return found
+
+
+def _number(name: str, value: Any) -> float:
+    """Return a positive number that may have been given as a tensor."""
+    number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    checks.positive(name, number)
+    return float(number)
 
 
 def _tolerance(name: str, value: Any, layout: Layout) -> Any:

@@ -61,7 +61,7 @@ def test_losses_are_per_task_and_gradients_of_their_mean(method, generator):
 def test_a_diverging_solve_is_an_error_with_advice(method, generator):
     tasks = quadratic(generator, low=1e60, high=1e61)
     many = replace(method, steps=30)
-    with pytest.raises(SolverError, match=r"(shorter horizon|smaller learning rate)"):
+    with pytest.raises(SolverError, match=r"(shorter horizon|smaller steps)"):
         MetaLearner(tasks.model, half_squares, many).meta_gradient(tasks.tasks)
 
 

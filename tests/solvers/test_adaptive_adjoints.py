@@ -250,7 +250,7 @@ def test_rows_at_rest_hand_their_cotangent_through(adjoint, generator):
 def test_a_row_that_failed_is_named(adjoint, generator):
     field, y = mixed(generator, rates=(0.3, 1000.0, 4.0))
     solved = adjoint.solve(OwnSteps(plan(max_steps=200)), field, y)
-    with pytest.raises(SolverError, match=r"the inner solve failed in 1 of 3 rows \(row 1\).*max_steps"):
+    with pytest.raises(SolverError, match=r"the inner solve failed in 1 of 3 rows \(row 1\).*allow more steps"):
         solved.raise_if_failed()
 
 

@@ -112,6 +112,25 @@ def test_random_numbers_in_func_are_the_same_on_the_way_back(solve, theirs, gene
         solve(lambda t, y: net(y), y0, T(), adjoint_params=net.parameters(), rtol=1e3).sum().backward()
 
 
+@both_solvers
+@pytest.mark.parametrize(
+    "arguments", [{"method": "dopri8"}, {"method": "explicit_adams"}, {"options": {"max_step": 0.1}}], ids=str
+)
+def test_results_of_func_are_checked(solve, theirs, arguments):
+    with pytest.raises(ValueError, match=r"the result of func must have shape \[3\], got \[2\]"):
+        solve(lambda t, y: y[:2], torch.ones(3), T(), **arguments)
+    with pytest.raises(TypeError, match=r"the result of func must be torch.float64, got torch.float32"):
+        solve(lambda t, y: -y.float(), torch.ones(3), T(), **arguments)
+
+
+def test_the_check_draws_no_random_numbers():
+    def run(solve):
+        torch.manual_seed(7)
+        return solve(lambda t, y: -y + torch.rand(2), torch.ones(2), T(), method="explicit_adams")
+
+    assert torch.equal(run(odeint), run(torchdiffeq.odeint))
+
+
 # Events
 
 

@@ -272,6 +272,24 @@ def test_a_tuple_of_precisions_is_raised_to_the_highest():
     assert [part.dtype for part in found] == [torch.float64] * 2
 
 
+@pytest.mark.parametrize("method", ["dopri5", "rk4", "dopri8"])
+def test_func_may_return_each_of_a_tuple_in_its_own_precision(method):
+    y0 = (torch.ones(2, dtype=torch.float32, requires_grad=True), torch.ones(3, dtype=torch.float64))
+    t = torch.linspace(0, 1, 5)
+
+    def func(t, y):
+        return -y[0].float(), -y[1] * y[0].mean()
+
+    found, expected = (solve(func, y0, t, method=method) for solve in (odeint, torchdiffeq.odeint))
+    assert [part.dtype for part in found] == [part.dtype for part in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+    gradients = [torch.autograd.grad(ys[1].sum(), y0[0])[0] for ys in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
+    with pytest.raises(TypeError, match=r"func\[1\] must be torch.float64, got torch.float32"):
+        odeint(lambda t, y: (-y[0], -y[1].float()), y0, t, method=method)
+
+
 # Options
 
 

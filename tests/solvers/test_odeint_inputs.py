@@ -67,6 +67,7 @@ def test_times_that_the_precision_of_y0_cannot_tell_apart():
         (1.0, TypeError, "y0 must be a tensor, or a tuple or dict of tensors, got float"),
         ({"x": 1.0}, TypeError, r"y0\['x'\] must be a tensor.*got float"),
         (None, TypeError, "got NoneType"),
+        (torch.eye(2).to_sparse(), TypeError, r"y0 must be dense, got torch.sparse_coo; .*\.to_dense\(\)"),
     ],
 )
 def test_states(solve, y0, error, message):
@@ -125,6 +126,8 @@ def test_tolerances_for_other_tensors_than_there_are():
             {"first_step": 0.1},
             "option 'first_step' belongs to methods with a controlled error; rk4 takes norm, step_size",
         ),
+        ("dopri5", {"stepsize": 1}, "unknown option 'stepsize' .*; did you mean 'step_size'.* with fixed steps"),
+        ("rk4", {"maxstep": 1}, "unknown option 'maxstep' for rk4; did you mean 'max_step'.* with a controlled error"),
         ("dopri8", {"max_steps": 3}, "unknown option 'max_steps' for dopri8; did you mean 'max_step'"),
     ],
 )
@@ -153,6 +156,12 @@ def test_unknown_options(solve, method, options, message):
         ("dopri5", {"safety": 1.5}, ValueError, "safety must be at most 1"),
         ("dopri5", {"dfactor": 1.5}, ValueError, "shrink below 1"),
         ("dopri5", {"max_num_steps": 0}, ValueError, "max_num_steps must be at least 1"),
+        ("rk4", {"step_size": "a"}, TypeError, "step_size must be a number, got 'a'"),
+        ("dopri5", {"first_step": "a"}, TypeError, "first_step must be a number, got 'a'"),
+        ("dopri5", {"safety": [1]}, TypeError, r"safety must be a number, got \[1\]"),
+        ("dopri5", {"dtype": "float32"}, TypeError, "'dtype' must be a floating-point dtype .*, got 'float32'"),
+        ("dopri8", {"dtype": torch.int}, TypeError, "'dtype' must be a floating-point dtype .*, got torch.int32"),
+        ("dopri5", [1], TypeError, r"options must be a dict of names and values, got \[1\]"),
         ("dopri5", {"norm": 2}, TypeError, "norm must be a function of a state, got int"),
         ("dopri5", {"norm": lambda y: y}, ValueError, r"norm must return 1 number\(s\), one a row, got shape \[2\]"),
     ],
@@ -185,6 +194,9 @@ def test_a_func_that_is_none():
             "adjoint option 'first_step' belongs",
         ),
         ({"adjoint_options": {"snapshots": 0}}, ValueError, "snapshots must be at least 1"),
+        ({"adjoint_options": 3}, TypeError, "adjoint_options must be a dict of names and values, got 3"),
+        ({"adjoint_params": 3}, TypeError, "adjoint_params must be a tuple .* of tensors, got one int"),
+        ({"adjoint_params": Y0}, TypeError, "adjoint_params must be a tuple .* of tensors, got one Tensor"),
         ({"adjoint_params": [1.0]}, TypeError, "adjoint_params must be tensors, got float"),
     ],
 )
@@ -314,7 +326,7 @@ def test_fixed_steps_that_overflow(solve):
 
 
 def test_more_steps_than_allowed():
-    with pytest.raises(SolverError, match="not reached within max_steps"):
+    with pytest.raises(SolverError, match="not reached within the steps allowed: allow more steps"):
         odeint(decay, Y0, T, options={"max_num_steps": 2})
     # The number counts for every output.
     assert torch.isfinite(odeint(decay, Y0, torch.linspace(0, 1, 50), options={"max_num_steps": 2})).all()
@@ -335,5 +347,15 @@ def test_a_grid_that_is_another_one_the_second_time():
 
 
 def test_times_elsewhere_are_moved_with_a_warning():
-    with pytest.warns(UserWarning, match="t is on meta and is moved to cpu"), pytest.raises(NotImplementedError):
+    with (
+        pytest.warns(UserWarning, match="t is on meta and is moved to cpu") as caught,
+        pytest.raises(NotImplementedError),
+    ):
         odeint(decay, Y0, T.to("meta"))
+    assert caught[0].filename == __file__
+
+
+def test_step_sizes_may_be_tensors():
+    for method, name in (("rk4", "step_size"), ("dopri5", "first_step")):
+        found = [odeint(decay, Y0, T, method=method, options={name: size}) for size in (0.25, torch.tensor(0.25))]
+        assert torch.equal(*found)

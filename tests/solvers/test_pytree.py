@@ -115,6 +115,15 @@ def test_elements_of_tolerances():
         layout.elements("rtol", (torch.ones(3), 1.0))
 
 
+def test_rows_are_copies():
+    for state in (torch.zeros(2), torch.zeros(2, dtype=torch.complex128), {"x": torch.zeros(2), "y": torch.zeros(1)}):
+        layout = Layout(state)
+        rows = [layout.start(state), layout.flatten(state, "it")]
+        for leaf in leaves(state):
+            leaf.fill_(1.0)
+        assert not any(bool(row.any()) for row in rows)
+
+
 def test_nothing_of_y0s_graph_is_kept():
     y0 = torch.ones(2, requires_grad=True) * 2
     layout = Layout({"x": y0})
