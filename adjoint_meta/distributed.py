@@ -174,7 +174,8 @@ class World:
         except RuntimeError as error:
             raise ContactLost(
                 f"process {self.rank} of {self.size} lost contact with the others: one failed, was killed or did not "
-                f"answer for {_timeout():g} s ({TIMEOUT_VARIABLE} changes that). Start all of them again"
+                f"answer for {_timeout():g} s ({TIMEOUT_VARIABLE} changes that). Start all again, "
+                "from the last checkpoint"
             ) from error
 
 
