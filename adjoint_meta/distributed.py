@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,9 @@ from torch import Tensor
 from adjoint_meta.solvers import SolverError
 
 from .tasks import TaskBatch
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
 
 T = TypeVar("T")
 
@@ -56,7 +59,7 @@ class World:
         board: a store they share, by which a failure that ends the run is reported once.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0, board: dist.Store | None = None) -> None:
+    def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0, board: Store | None = None) -> None:
         self.rank, self.size, self.local_rank = rank, size, local_rank
         self._board = board
         self._told: Exception | None = None
@@ -120,6 +123,8 @@ class World:
         Args:
             like: a vector of their shape, dtype and device.
         """
+        if self.size == 1:
+            return compute()
         own, error = _outcome(compute)
         vector = torch.zeros_like(like) if own is None else own
         flags = torch.tensor([error is not None, self._wish()]).to(vector)
@@ -153,7 +158,7 @@ class World:
         if error is self._told:
             return False  # the process that met it reports it
         try:
-            return self._board.add("reports", 1) == 1
+            return bool(self._board.add("reports", 1) == 1)
         except RuntimeError:
             return True  # the store went down with the process that held it
 
@@ -192,6 +197,7 @@ def processes() -> Iterator[World]:
     if not launched():
         yield ALONE
         return
+    from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
     timeout = timedelta(seconds=_timeout())
@@ -201,8 +207,7 @@ def processes() -> Iterator[World]:
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     except RuntimeError as error:
         raise ContactLost(f"the processes did not find each other: {error}") from error
-    board = dist.PrefixStore("adjoint_meta", store)
-    yield World(rank, size, int(os.environ.get("LOCAL_RANK", rank)), board)
+    yield World(rank, size, int(os.environ.get("LOCAL_RANK", rank)), PrefixStore("adjoint_meta", store))
     dist.destroy_process_group()  # not after an exception: the others may never answer
 
 

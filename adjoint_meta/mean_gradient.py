@@ -25,9 +25,9 @@ def mean_gradient(learner: MetaLearner, tasks: Callable[[], TaskBatch], world: W
         SolverError: on every process, if the inner solve failed on one; neither gradient nor learner is changed then.
     """
     if world.size == 1:
-        loss = learner(tasks())
-        loss.backward()
-        return loss.detach()
+        alone: Tensor = learner(tasks())
+        alone.backward()
+        return alone.detach()
     parameters = [p for p in learner.parameters() if p.requires_grad]
     watched = [learner.steepest] if learner.method.watches else []
     held = [buffer.clone() for buffer in watched]
@@ -48,9 +48,10 @@ def mean_gradient(learner: MetaLearner, tasks: Callable[[], TaskBatch], world: W
         for buffer, before in zip(watched, held, strict=True):
             buffer.copy_(before)
         raise
-    *means, loss = (total[:-1] / total[-1]).split([*sizes, 1])
+    means = (total[:-2] / total[-1]).split(sizes)
     for parameter, mean in zip(parameters, means, strict=False):
         parameter.grad = mean.view_as(parameter).to(parameter.dtype, copy=True)
     for buffer, mean in zip(watched, means[len(parameters) :], strict=True):
         buffer.copy_(mean)
-    return loss[0]
+    mean_loss: Tensor = total[-2] / total[-1]
+    return mean_loss

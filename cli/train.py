@@ -51,8 +51,15 @@ def command(world: World, asked: Asked, out: Path | None, resume: bool, as_json:
     shown = progress(config.meta_steps) if world.leads else nullcontext(lambda record: None)
     try:
         with shown as observe, _stop_on_signal(say) as stop:
-            keywords = {"data_dir": asked.data_dir, "resume": resume, "world": world}
-            fitted = fit(config, directory, observe=observe, should_stop=stop, **keywords)
+            fitted = fit(
+                config,
+                directory,
+                data_dir=asked.data_dir,
+                resume=resume,
+                observe=observe,
+                should_stop=stop,
+                world=world,
+            )
         say("Testing …")
         summary = finish(fitted)
     except (Interrupted, KeyboardInterrupt) as stopped:

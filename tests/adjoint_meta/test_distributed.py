@@ -108,6 +108,15 @@ def test_data_parallel_learner(found):
     assert all(distance(each["parallel"]["dopri5"], expected) < 1e-13 for each in found)
 
 
+def test_a_meta_step_is_one_all_reduce(found):
+    theta_psi = 17
+    expected = dict.fromkeys(together.LEARNERS, theta_psi + 4)
+    expected["rk4"] += 1 + 17  # horizon and rates
+    expected["dopri5"] += 2 + 17  # horizon and proximal, and the direction of largest curvature
+    expected["rkc"] += 17
+    assert all(each["sent"] == {name: [size] * 2 for name, size in expected.items()} for each in found)
+
+
 def test_one_wish_stops_all_at_one_meta_step(found):
     assert [each["stopped"] for each in found] == [5] * SIZE
 

@@ -101,6 +101,18 @@ def data_parallel(world: World) -> dict[str, torch.Tensor]:
     return found
 
 
+def elements_sent(world: World) -> dict[str, list[int]]:
+    """The sizes of the all-reduces of two meta-steps."""
+    found: dict[str, list[int]] = {}
+    all_reduce = torch.distributed.all_reduce
+    for name in LEARNERS:
+        sizes = found[name] = []
+        torch.distributed.all_reduce = lambda vector, sizes=sizes: sizes.append(vector.numel()) or all_reduce(vector)
+        trainer(learner(name), world, 2).run()
+    torch.distributed.all_reduce = all_reduce
+    return found
+
+
 def stopped(world: World) -> int:
     """The meta-step at which all stop when one asks for it."""
     training = trainer(learner("rk4"), world, 9)
@@ -153,6 +165,7 @@ def main() -> None:
             "same": same_as_alone(world),
             "weights": weights_that_differ(world),
             "parallel": data_parallel(world),
+            "sent": elements_sent(world),
             "stopped": stopped(world),
             "failures": failures(world),
         }
