@@ -30,7 +30,7 @@ def found(tmp_path_factory, root):
         [*command, together.__file__, str(folder)],
         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
         check=True,
-        timeout=120,
+        timeout=240,
     )
     return [torch.load(folder / f"found-{rank}.pt", weights_only=False) for rank in range(SIZE)]
 
