@@ -12,6 +12,7 @@ from torch import Tensor
 from adjoint_meta.solvers import SolverError, checks
 
 from .batched_model import twice_differentiable
+from .distributed import ALONE, World
 from .learner import MetaLearner
 from .tasks import Batch, TaskBatch
 
@@ -48,12 +49,19 @@ class Evaluation:
         }
 
 
-def evaluate(learner: MetaLearner, tasks: TaskBatch, metric: Metric = rmse) -> Evaluation:
+def evaluate(learner: MetaLearner, tasks: TaskBatch, metric: Metric = rmse, world: World = ALONE) -> Evaluation:
     """Adapt to each task's support by the method's own inner solve, and judge before and after on its query.
+
+    Args:
+        world: the processes that share the tasks; all get the whole result.
 
     Raises:
         SolverError: if the inner solve failed, or its result is too large for the metric to be finite.
     """
+    return Evaluation(*world.rows(tasks, lambda part: _before_and_after(learner, part, metric)).unbind(dim=1))
+
+
+def _before_and_after(learner: MetaLearner, tasks: TaskBatch, metric: Metric) -> Tensor:
     phi = learner.adapt(tasks.support)
     with torch.no_grad():
         before = metric(learner.predict(learner.initial(len(tasks)), tasks.query.x), tasks.query)
@@ -66,7 +74,7 @@ def evaluate(learner: MetaLearner, tasks: TaskBatch, metric: Metric = rmse) -> E
                 "the query holds values that are not finite. Check the data, and take more inner steps or a shorter "
                 "horizon"
             )
-    return Evaluation(before, after)
+    return torch.stack([before, after], dim=1)
 
 
 def adam_curve(
@@ -78,24 +86,29 @@ def adam_curve(
     every: int = 10,
     lr: float = 1e-3,
     weight_decay: float = 1e-6,
+    world: World = ALONE,
 ) -> list[tuple[int, Tensor]]:
     """Adapt by full-batch Adam from θ instead, and return (epochs done, metric ``[tasks]``) every so often.
 
     Adam works entry by entry, so one optimiser over the rows is one optimiser a task. With its defaults this is the
-    protocol behind Fig. 2 of Li et al. 2023.
+    protocol behind Fig. 2 of Li et al. 2023. The processes of a world share the tasks.
     """
     checks.count("epochs", epochs)
     checks.count("every", every)
-    phi = learner.initial(len(tasks)).requires_grad_()
-    problem = learner.support_problem(tasks.support)
-    optimizer = torch.optim.Adam([phi], lr=lr, weight_decay=weight_decay)
-    curve = []
-    for epoch in range(epochs + 1):
-        if epoch % every == 0:
-            with torch.no_grad():
-                curve.append((epoch, metric(learner.predict(phi, tasks.query.x), tasks.query)))
-        if epoch < epochs:
-            with twice_differentiable():
-                phi.grad = problem.gradient(phi)
-            optimizer.step()
-    return curve
+
+    def curve(part: TaskBatch) -> Tensor:
+        phi = learner.initial(len(part)).requires_grad_()
+        problem = learner.support_problem(part.support)
+        optimizer = torch.optim.Adam([phi], lr=lr, weight_decay=weight_decay)
+        values = []
+        for epoch in range(epochs + 1):
+            if epoch % every == 0:
+                with torch.no_grad():
+                    values.append(metric(learner.predict(phi, part.query.x), part.query))
+            if epoch < epochs:
+                with twice_differentiable():
+                    phi.grad = problem.gradient(phi)
+                optimizer.step()
+        return torch.stack(values, dim=1)
+
+    return list(zip(range(0, epochs + 1, every), world.rows(tasks, curve).unbind(dim=1), strict=True))

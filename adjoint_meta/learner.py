@@ -152,12 +152,16 @@ class MetaLearner(nn.Module):
         return found
 
     def _remember(self, vectors: Tensor | None) -> None:
-        """Keep the mean direction in which the tasks curved most, ``[tasks, P]``, for the next batch to start with."""
+        """Keep the mean direction in which the tasks curved most, ``[tasks, P]``, for the next batch to start with.
+
+        v and −v are the same direction. The sign does not depend on the other tasks, so that means over parts of a
+        batch, weighted by their number of tasks, make the mean over the batch.
+        """
         if vectors is None or not self.method.watches:
             return
-        signs = torch.sign(vectors @ vectors[0])  # v and −v are the same direction
-        mean = (signs[:, None] * vectors).sum(dim=0)
-        self.steepest.copy_(mean / torch.linalg.vector_norm(mean).clamp(min=torch.finfo(mean.dtype).tiny))
+        largest = vectors.gather(1, vectors.abs().argmax(dim=1, keepdim=True))
+        along = largest if not bool(self.steepest.any()) else vectors @ self.steepest[:, None]
+        self.steepest.copy_((torch.sign(along) * vectors).mean(dim=0))
 
     def query_losses(self, tasks: TaskBatch) -> Tensor:
         """Return the query loss of each task after adaptation, shape ``[tasks]``, without gradients.

@@ -148,12 +148,15 @@ class TaskSource(ABC):
             raise ValueError("a source without end needs slices with an end, counted from its start: source[0:100]")
         return range(*which.indices(self.size if self.size is not None else which.stop))
 
-    def meta_batch(self, step: int, tasks: int, seed: int) -> TaskBatch:
+    def meta_batch(self, step: int, tasks: int, seed: int, share: slice = slice(None)) -> TaskBatch:
         """Return the tasks of one meta-step: a function of (step, tasks, seed) alone, so any step can be replayed.
 
         A limited source is read in shuffled epochs, an unlimited one in order.
+
+        Args:
+            share: which of the tasks are wanted, such as those of one process; the others are not made.
         """
-        return self[list(self._order(step * tasks, tasks, seed))]
+        return self[list(self._order(step * tasks, tasks, seed))[share]]
 
     def _order(self, first: int, tasks: int, seed: int) -> Iterator[int]:
         permutations: dict[int, list[int]] = {}

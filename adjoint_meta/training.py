@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,7 +19,9 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from adjoint_meta.solvers import SolverError, checks
 
 from .checkpoint import load_module
+from .distributed import ALONE, World
 from .learner import MetaLearner
+from .mean_gradient import mean_gradient
 from .tasks import TaskBatch
 
 # step → the tasks of that meta-step; a function of the step alone, so that any step can be replayed.
@@ -73,7 +76,7 @@ class Progress:
     Args:
         step: meta-steps done.
         skipped: meta-steps whose gradient was not finite, in all and in a row.
-        n_grad, n_hvp: batched evaluations so far.
+        n_grad, n_hvp: batched evaluations so far, of this process.
         seconds: time spent in meta-steps so far.
         best: smallest validation value, and its meta-step.
         stale: validations since then.
@@ -96,11 +99,12 @@ class Trainer:
     Args:
         learner: what is meta-learned.
         optimizer: any torch optimiser over ``learner.parameters()``.
-        schedule: the tasks of each meta-step.
+        schedule: the tasks of each meta-step; of several processes, each one's share (`TaskSource.meta_batch`).
         plan: how long, and what to watch.
         scheduler: any torch scheduler, stepped once a meta-step.
-        validate: returns the value that early stopping watches; smaller is better.
+        validate: returns the value that early stopping watches, the same on every process; smaller is better.
         observe: called with a record after each meta-step: step, loss, grad_norm, and validation where there was one.
+        world: the processes that train together; their meta-steps are those that one would take with all the tasks.
     """
 
     def __init__(
@@ -113,6 +117,7 @@ class Trainer:
         scheduler: LRScheduler | None = None,
         validate: Callable[[], float] | None = None,
         observe: Callable[[dict[str, Any]], None] | None = None,
+        world: World = ALONE,
     ) -> None:
         if plan.validate_every and validate is None:
             raise ValueError("validate_every is set but there is nothing to validate with; pass validate=")
@@ -125,6 +130,7 @@ class Trainer:
         self.scheduler = scheduler
         self.validate = validate
         self.observe = observe
+        self.world = world
         self.progress = Progress()
         self.best_state: dict[str, Tensor] | None = None
         self._failure: SolverError | None = None
@@ -137,12 +143,13 @@ class Trainer:
         )
 
     def run(self, should_stop: Callable[[], bool] = lambda: False) -> None:
-        """Take meta-steps until done, or until ``should_stop`` says so between two of them.
+        """Take meta-steps until done, or until ``should_stop`` says so between two of them, on any process.
 
         Raises:
             TrainingFailed: after ``max_skipped`` meta-steps in a row without a finite meta-gradient.
         """
-        while not self.done and not should_stop():
+        self.world.spread(self.learner.state_dict().values())
+        while not self.done and not self.world.stops(should_stop):
             record = self.meta_step()
             if self.plan.validate_every and self.progress.step % self.plan.validate_every == 0:
                 record["validation"] = self._validate()
@@ -162,7 +169,7 @@ class Trainer:
         before = (counts.n_grad, counts.n_hvp)
         record: dict[str, Any] = {"step": progress.step + 1, "lr": self.optimizer.param_groups[0]["lr"]}
         try:
-            record |= self._update(self.schedule(progress.step))
+            record |= self._update(cache(lambda: self.schedule(progress.step)))
             progress.skipped_in_a_row = 0
         except SolverError as error:
             self.optimizer.zero_grad(set_to_none=True)
@@ -179,7 +186,7 @@ class Trainer:
         progress.seconds += elapsed
         return record | {"seconds": elapsed}
 
-    def _update(self, tasks: TaskBatch) -> dict[str, float]:
+    def _update(self, tasks: Callable[[], TaskBatch]) -> dict[str, float]:
         loss, norm = self._gradient(tasks)
         if not _wants_closure(self.optimizer):
             self.optimizer.step()
@@ -188,16 +195,15 @@ class Trainer:
         self.optimizer.step(lambda: known.pop() if known else self._gradient(tasks)[0])
         return {"loss": loss, "grad_norm": norm}
 
-    def _gradient(self, tasks: TaskBatch) -> tuple[float, float]:
+    def _gradient(self, tasks: Callable[[], TaskBatch]) -> tuple[float, float]:
         """Fill the gradients, clip them, and return the loss and the norm before clipping."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.learner(tasks)
-        loss.backward()
+        loss = mean_gradient(self.learner, tasks, self.world)
         limit = math.inf if self.plan.clip_norm is None else self.plan.clip_norm
         norm = float(torch.nn.utils.clip_grad_norm_(self.learner.parameters(), limit))
         if not math.isfinite(norm):
             raise SolverError("the norm of the meta-gradient is not finite: the transposed steps overflow")
-        return float(loss.detach()), norm
+        return float(loss), norm
 
     def _step_scheduler(self, *value: float) -> None:
         if self.scheduler is None:

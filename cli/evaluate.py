@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from .options import data_dir_option, json_option
+from .processes import several_processes
+
+if TYPE_CHECKING:
+    from adjoint_meta.distributed import World
 
 
 @click.command(name="evaluate")
+@several_processes
 @click.argument("run_dir", type=click.Path(path_type=Path))
 @click.option("--tasks", type=int, metavar="N", help="Only the first N test tasks.")
 @data_dir_option
 @json_option
-def command(run_dir: Path, tasks: int | None, data_dir: Path | None, as_json: bool) -> None:
+def command(world: World, run_dir: Path, tasks: int | None, data_dir: Path | None, as_json: bool) -> None:
     """Test the run in RUN_DIR again: before and after adaptation by the method's own inner solve."""
     from adjoint_meta.experiments.run import evaluate_run
     from adjoint_meta.experiments.run_directory import RunDirectory
 
     from .tables import show_test
 
-    summary = evaluate_run(RunDirectory(run_dir), data_dir=data_dir, tasks=tasks)
+    summary = evaluate_run(RunDirectory(run_dir), data_dir=data_dir, tasks=tasks, world=world)
+    if not world.leads:
+        return
     if as_json:
         click.echo(json.dumps(summary))
     else:

@@ -5,62 +5,85 @@ from __future__ import annotations
 import json
 import shlex
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from .options import Asked, configuration_options, json_option
+from .processes import several_processes
 
 if TYPE_CHECKING:
+    from adjoint_meta.distributed import World
     from adjoint_meta.experiments.config import RunConfig
     from adjoint_meta.experiments.run_directory import RunDirectory
 
 
 @click.command(name="train")
+@several_processes
 @configuration_options
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Run directory (default: runs/…).")
 @click.option("--resume", is_flag=True, help="Continue the run in --out from its checkpoint.")
 @json_option
-def command(asked: Asked, out: Path | None, resume: bool, as_json: bool) -> None:
+def command(world: World, asked: Asked, out: Path | None, resume: bool, as_json: bool) -> None:
     """Meta-train on EXPERIMENT (default: cosmixture), test the result and draw it.
 
     The run directory holds config.yaml, metrics.jsonl, checkpoint.pt, summary.json and pictures. Ctrl-C saves; the
-    same command with --resume continues bit for bit.
+    same command with --resume continues bit for bit. Under torchrun (`torchrun --nproc-per-node 2 -m adjoint_meta.cli
+    train …`) the processes share the tasks of each meta-step, and the first of them writes.
     """
     from adjoint_meta.experiments.run import Interrupted, finish, fit
-    from adjoint_meta.experiments.run_directory import RunDirectory, free_directory
+    from adjoint_meta.experiments.run_directory import RunDirectory
 
     from .progress import progress
 
     if resume and out is None:
         raise click.UsageError("--resume needs the run directory: --out DIR")
-    if resume and out is not None and RunDirectory(out).config.exists():
-        config = _continued(RunDirectory(out), asked)
-    else:
-        config = asked.resolve()
-        if resume:
-            click.echo(f"There is no run in {out} yet; starting one.", err=True)
-    directory = RunDirectory(out or free_directory(Path("runs") / f"{config.experiment}-{config.method['name']}"))
+    config, path = world.first(lambda: _run(asked, out, resume))
+    directory = RunDirectory(path)
 
+    def say(message: str) -> None:
+        if world.leads:
+            click.echo(message, err=True)
+
+    shown = progress(config.meta_steps) if world.leads else nullcontext(lambda record: None)
     try:
-        with progress(config.meta_steps) as observe, _stop_on_signal() as asked_to_stop:
+        with shown as observe, _stop_on_signal(say) as stop:
             fitted = fit(
-                config, directory, data_dir=asked.data_dir, resume=resume, observe=observe, should_stop=asked_to_stop
+                config,
+                directory,
+                data_dir=asked.data_dir,
+                resume=resume,
+                observe=observe,
+                should_stop=stop,
+                world=world,
             )
-        click.echo("Testing …", err=True)
+        say("Testing …")
         summary = finish(fitted)
     except (Interrupted, KeyboardInterrupt) as stopped:
         saved = f"Saved after meta-step {stopped.step}. " if isinstance(stopped, Interrupted) else ""
-        go_on = f"adjoint-meta train --resume --out {shlex.quote(str(directory.path))}"
-        click.echo(f"{saved}Go on with: {go_on}", err=True)
+        say(f"{saved}Go on with: adjoint-meta train --resume --out {shlex.quote(str(directory.path))}")
         raise click.Abort from stopped
+    if not world.leads:
+        return
     if as_json:
         click.echo(json.dumps(summary))
     else:
         _show(config, directory, summary)
+
+
+def _run(asked: Asked, out: Path | None, resume: bool) -> tuple[RunConfig, Path]:
+    """Return the configuration and the directory of the run that is asked for."""
+    from adjoint_meta.experiments.run_directory import RunDirectory, free_directory
+
+    if resume and out is not None and RunDirectory(out).config.exists():
+        return _continued(RunDirectory(out), asked), out
+    config = asked.resolve()
+    if resume:
+        click.echo(f"There is no run in {out} yet; starting one.", err=True)
+    return config, out or free_directory(Path("runs") / f"{config.experiment}-{config.method['name']}")
 
 
 def _continued(directory: RunDirectory, asked: Asked) -> RunConfig:
@@ -75,7 +98,7 @@ def _continued(directory: RunDirectory, asked: Asked) -> RunConfig:
 
 
 @contextmanager
-def _stop_on_signal() -> Iterator[Any]:
+def _stop_on_signal(say: Callable[[str], None]) -> Iterator[Any]:
     """Turn the first Ctrl-C or SIGTERM into a wish to stop after the meta-step; a second one stops at once."""
     wishes: list[int] = []
 
@@ -83,7 +106,7 @@ def _stop_on_signal() -> Iterator[Any]:
         wishes.append(number)
         for each, handler in before.items():
             signal.signal(each, handler)
-        click.echo("Stopping after this meta-step; again to stop at once.", err=True)
+        say("Stopping after this meta-step; again to stop at once.")
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from adjoint_meta.distributed import ALONE, World
 from adjoint_meta.learner import MetaLearner
 from adjoint_meta.tasks import TaskBatch
 
@@ -23,20 +24,21 @@ class Prepared:
     learner: MetaLearner
     device: torch.device
     dtype: torch.dtype
+    world: World = ALONE
 
     def place(self, tasks: TaskBatch) -> TaskBatch:
         """Move tasks to the run's device and dtype."""
         return tasks.to(self.device, self.dtype)
 
 
-def prepare(config: RunConfig, data_dir: Path | None = None) -> Prepared:
+def prepare(config: RunConfig, data_dir: Path | None = None, world: World = ALONE) -> Prepared:
     """Build the experiment and the learner; nothing is written.
 
     Raises:
         ValueError, TypeError: if the configuration cannot work.
         MissingDataError: if the data set is not here.
     """
-    device = choose_device(config.device)
+    device = choose_device(config.device, world)
     dtype = getattr(torch, config.dtype)
     experiment = build(config, data_dir)
     learner = MetaLearner(
@@ -48,15 +50,25 @@ def prepare(config: RunConfig, data_dir: Path | None = None) -> Prepared:
         chunk_size=config.chunk_size,
         backend=config.backend,
     )
-    return Prepared(config, experiment, learner, device, dtype)
+    return Prepared(config, experiment, learner, device, dtype, world)
 
 
-def choose_device(name: str) -> torch.device:
-    """Return the device: ``auto`` is CUDA where there is one.
+def choose_device(name: str, world: World = ALONE) -> torch.device:
+    """Return the device: ``auto`` is CUDA where there is one. Each of several processes has a GPU of its own.
 
     Raises:
-        ValueError: if CUDA is asked for and there is none.
+        ValueError: if CUDA is asked for and there is none, or not one for each process.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("no CUDA device was found; use --device cpu or auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if world.size == 1:
+        return torch.device("cuda")
+    if world.local_rank >= torch.cuda.device_count():
+        raise ValueError(
+            f"this machine has {torch.cuda.device_count()} CUDA devices, too few for process {world.local_rank} of "
+            "those started here; start one process for each device, or use --device cpu"
+        )
+    torch.cuda.set_device(world.local_rank)  # NCCL and allocations without a device go to the current one
+    return torch.device("cuda", world.local_rank)

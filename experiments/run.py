@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +12,14 @@ import torch
 from torch import Tensor
 
 from adjoint_meta import checkpoint
-from adjoint_meta.evaluation import adam_curve, evaluate
+from adjoint_meta.distributed import ALONE, World
+from adjoint_meta.evaluation import Evaluation, adam_curve, evaluate
 from adjoint_meta.tasks import TaskBatch
-from adjoint_meta.training import STATE, Trainer, TrainingFailed, TrainingPlan
+from adjoint_meta.training import Trainer, TrainingFailed, TrainingPlan
 
 from . import plots
 from .config import RunConfig
+from .events import events_writer
 from .measure import peak_memory_bytes
 from .outer import build_outer, check_outer
 from .prepare import Prepared, prepare
@@ -71,34 +71,40 @@ def fit(
     resume: bool = False,
     observe: Observer = lambda record: None,
     should_stop: Callable[[], bool] = lambda: False,
+    world: World = ALONE,
 ) -> Fitted:
     """Take the meta-steps, with metrics and checkpoints in the directory.
 
     Args:
         resume: continue from the directory's checkpoint, bit for bit, if it has one.
-        observe: sees the record of every meta-step.
+        observe: sees the record of every meta-step, on the process that leads.
         should_stop: asked between meta-steps.
+        world: the processes that share the tasks; the one that leads reads and writes the directory.
 
     Raises:
         Interrupted: if ``should_stop`` said so; the checkpoint is written.
         ValueError, TypeError: if the configuration or the directory cannot work.
         RuntimeError: if the run failed.
     """
-    prepared = prepare(config, data_dir)
-    trainer = _trainer(prepared)
-    if not resume:
-        directory.check_free()
+    with world.together():
+        prepared = prepare(config, data_dir, world)
+        trainer = _trainer(prepared)
+        if not resume and world.leads:
+            directory.check_free()
     log_bytes = 0
     with torch.random.fork_rng(devices=[prepared.device] if prepared.device.type == "cuda" else []):
         torch.manual_seed(config.seed)  # nothing of ours draws from it, but a user's module or optimiser may
-        if resume and directory.checkpoint.exists():
-            state = _load(directory, prepared.device)
+        state = world.first(lambda: directory.read_checkpoint() if resume and directory.checkpoint.exists() else None)
+        if state is not None:
             trainer.load_state_dict(state["trainer"], str(directory.checkpoint))
             log_bytes = state["metrics_bytes"]
         if trainer.progress.step > config.meta_steps:
             raise ValueError(f"{trainer.progress.step} meta-steps are done already, more than {config.meta_steps}")
-        directory.create(config)
-        _take_meta_steps(trainer, directory, config, log_bytes, observe, should_stop)
+        world.first(lambda: directory.create(config))
+        if world.leads:
+            _take_meta_steps(trainer, directory, config, log_bytes, observe, should_stop)
+        else:
+            trainer.run(should_stop)
     if not trainer.done:
         raise Interrupted(trainer.progress.step)
     return Fitted(prepared, trainer, directory)
@@ -112,7 +118,10 @@ def _take_meta_steps(
     observe: Observer,
     should_stop: Callable[[], bool],
 ) -> None:
-    with MetricsLog(directory.metrics, log_bytes) as log, _events(directory, trainer.progress.step) as events:
+    with (
+        MetricsLog(directory.metrics, log_bytes) as log,
+        events_writer(directory.events, trainer.progress.step) as events,
+    ):
 
         def save() -> None:
             checkpoint.save(directory.checkpoint, {"trainer": trainer.state_dict(), "metrics_bytes": log.flush()})
@@ -133,16 +142,13 @@ def _take_meta_steps(
         save()  # not after other exceptions: they may strike in the middle of a meta-step
 
 
-def _load(directory: RunDirectory, device: torch.device) -> dict[str, Any]:
-    state = checkpoint.load(directory.checkpoint, device)
-    trainer = state.get("trainer")
-    if not (isinstance(trainer, dict) and trainer.keys() >= STATE and isinstance(state.get("metrics_bytes"), int)):
-        raise ValueError(f"{directory.checkpoint} is a checkpoint, but not one of a run; {checkpoint.ANEW}")
-    return state
-
-
 def _trainer(prepared: Prepared) -> Trainer:
-    config, experiment, learner = prepared.config, prepared.experiment, prepared.learner
+    config, experiment, learner, world = prepared.config, prepared.experiment, prepared.learner, prepared.world
+    if config.tasks_per_step < world.size:
+        raise ValueError(
+            f"{world.size} processes cannot share {config.tasks_per_step} tasks a meta-step: each needs one; set "
+            f"tasks_per_step={world.size} or more, or start fewer processes"
+        )
     check_outer(config)
     optimizer, scheduler = build_outer(config, list(learner.parameters()))
     if config.validation.patience and not config.validation.every:
@@ -157,33 +163,16 @@ def _trainer(prepared: Prepared) -> Trainer:
     def validate() -> float:
         if validation is None:
             raise ValueError("there are no validation tasks")
-        return float(evaluate(learner, validation, experiment.measure).after.mean())
+        return float(evaluate(learner, validation, experiment.measure, world).after.mean())
 
     def schedule(step: int) -> TaskBatch:
-        return prepared.place(experiment.train.meta_batch(step, config.tasks_per_step, config.seed))
+        tasks = config.tasks_per_step
+        return prepared.place(experiment.train.meta_batch(step, tasks, config.seed, world.share(tasks)))
 
     plan = TrainingPlan(
         config.meta_steps, config.clip_norm, config.validation.every, config.validation.patience, config.max_skipped
     )
-    return Trainer(learner, optimizer, schedule, plan, scheduler=scheduler, validate=validate)
-
-
-@contextmanager
-def _events(directory: RunDirectory, step: int) -> Iterator[Observer]:
-    """Yield a writer of TensorBoard events, or one that does nothing when the extra is not installed."""
-    if importlib.util.find_spec("tensorboard") is None:
-        yield lambda record: None
-        return
-    from torch.utils.tensorboard import SummaryWriter
-
-    with SummaryWriter(str(directory.events), purge_step=step) as writer:
-
-        def write(record: dict[str, Any]) -> None:
-            for name in ("loss", "grad_norm", "validation", "lr"):
-                if record.get(name) is not None:
-                    writer.add_scalar(name, record[name], record["step"])
-
-        yield write
+    return Trainer(learner, optimizer, schedule, plan, scheduler=scheduler, validate=validate, world=world)
 
 
 def finish(fitted: Fitted) -> dict[str, Any]:
@@ -192,12 +181,12 @@ def finish(fitted: Fitted) -> dict[str, Any]:
     Raises:
         SolverError: if a test task cannot be adapted to.
     """
-    prepared, trainer, directory = fitted.prepared, fitted.trainer, fitted.directory
+    prepared, trainer, directory, world = fitted.prepared, fitted.trainer, fitted.directory, fitted.prepared.world
     if trainer.best_state is not None:
         checkpoint.load_module(trainer.learner, trainer.best_state, "the best checkpoint")
     experiment = prepared.experiment
     test = prepared.place(experiment.test)
-    result = evaluate(prepared.learner, test, experiment.measure)
+    result = evaluate(prepared.learner, test, experiment.measure, world)
     adam = _adam(prepared, test)
     progress, config = trainer.progress, prepared.config
     summary = {
@@ -207,10 +196,11 @@ def finish(fitted: Fitted) -> dict[str, Any]:
         "seed": config.seed,
         "device": str(prepared.device),
         "dtype": config.dtype,
+        "processes": world.size,
         "meta_steps": progress.step,
         "seconds": progress.seconds,
         "seconds_per_meta_step": progress.seconds / progress.step,
-        "peak_memory_bytes": peak_memory_bytes(prepared.device),
+        "peak_memory_bytes": max(world.gather(lambda: peak_memory_bytes(prepared.device))),
         "n_grad_per_meta_step": progress.n_grad / progress.step,
         "n_hvp_per_meta_step": progress.n_hvp / progress.step,
         "skipped_meta_steps": progress.skipped,
@@ -225,19 +215,26 @@ def finish(fitted: Fitted) -> dict[str, Any]:
         "torch": torch.__version__,
         "run_dir": str(directory.path),
     }
+    if world.leads:
+        _leave(fitted, summary, result, adam)
+    return summary
+
+
+def _leave(fitted: Fitted, summary: Mapping[str, Any], result: Evaluation, adam: Sequence[tuple[int, Tensor]]) -> None:
+    """Write summary and pictures."""
+    prepared, experiment, directory = fitted.prepared, fitted.prepared.experiment, fitted.directory
     records = read_metrics(directory.metrics)
     plots.save(plots.curves(records, experiment, result, adam, title=_title(prepared)), directory.curves)
     if experiment.scene is not None:
         plots.save(plots.adaptation(prepared, experiment.scene, title=_title(prepared)), directory.adaptation)
     write_atomically(directory.summary, json.dumps(summary, indent=2, allow_nan=False) + "\n")
-    return summary
 
 
 def _adam(prepared: Prepared, test: TaskBatch) -> list[tuple[int, Tensor]]:
     epochs = prepared.config.test.adam_epochs
     if not epochs:
         return []
-    return adam_curve(prepared.learner, test, prepared.experiment.measure, epochs=epochs)
+    return adam_curve(prepared.learner, test, prepared.experiment.measure, epochs=epochs, world=prepared.world)
 
 
 def _title(prepared: Prepared) -> str:
@@ -256,24 +253,27 @@ def _plain(value: Tensor) -> float | dict[str, float]:
     return {"min": float(value.min()), "mean": float(value.mean()), "max": float(value.max())}
 
 
-def evaluate_run(directory: RunDirectory, *, data_dir: Path | None = None, tasks: int | None = None) -> dict[str, Any]:
+def evaluate_run(
+    directory: RunDirectory, *, data_dir: Path | None = None, tasks: int | None = None, world: World = ALONE
+) -> dict[str, Any]:
     """Test a trained run again, on its first ``tasks`` test tasks, and return its summary with the new figures.
 
     Raises:
         ValueError: if the directory holds no readable run, or has fewer test tasks.
     """
-    config = directory.read_config()
-    if not directory.checkpoint.is_file():
+    config = world.first(directory.read_config)
+    if not world.first(directory.checkpoint.is_file):
         raise ValueError(f"{directory.path} has no checkpoint yet; train it first")
-    prepared = prepare(config, data_dir)
-    state: Mapping[str, Any] = _load(directory, prepared.device)["trainer"]
+    with world.together():
+        prepared = prepare(config, data_dir, world)
+    state: Mapping[str, Any] = world.first(directory.read_checkpoint)["trainer"]
     best = state["best_model"] or state["model"]
     checkpoint.load_module(prepared.learner, best, str(directory.checkpoint))
     available = len(prepared.experiment.test)
     if tasks is not None and not 1 <= tasks <= available:
         raise ValueError(f"--tasks should be between 1 and {available}, the test tasks of this run, got {tasks}")
     test = prepared.place(prepared.experiment.test[: tasks or available])
-    result = evaluate(prepared.learner, test, prepared.experiment.measure)
+    result = evaluate(prepared.learner, test, prepared.experiment.measure, world)
     return {
         "experiment": config.experiment,
         "method": config.method["name"],

@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from adjoint_meta import checkpoint
+from adjoint_meta.training import STATE
+
 from .config import RunConfig, long_form, merge, read_yaml
 from .registry import resolve
 
@@ -68,6 +71,19 @@ class RunDirectory:
         if not self.config.is_file():
             raise ValueError(f"{self.path} is not a run directory: it has no config.yaml")
         return resolve(read_yaml(self.config))
+
+    def read_checkpoint(self) -> dict[str, Any]:
+        """Return the checkpoint of the run that lies here, on the CPU: ``trainer`` and ``metrics_bytes``.
+
+        Raises:
+            FileNotFoundError: if there is none.
+            ValueError: if it is damaged, or not one of a run.
+        """
+        state = checkpoint.load(self.checkpoint)
+        trainer = state.get("trainer")
+        if not (isinstance(trainer, dict) and trainer.keys() >= STATE and isinstance(state.get("metrics_bytes"), int)):
+            raise ValueError(f"{self.checkpoint} is a checkpoint, but not one of a run; {checkpoint.ANEW}")
+        return state
 
     def continued(self, overrides: Mapping[str, Any]) -> RunConfig:
         """Return the configuration of the run that lies here, with what a resumed run may change.
