@@ -46,8 +46,8 @@ class Status(Enum):
         "symmetric."
     )
     STAGNATION = (
-        "The slope fell to the rounding of the field before it fell to the tolerance at which a row is at rest: raise "
-        "that tolerance (steady_tol), or use float64."
+        "The slope fell to the rounding of the field before it fell to the tolerance of rest: raise the "
+        "tolerance (steady_tol), or use float64."
     )
 
     @property
