@@ -16,6 +16,7 @@ from .progress import PLAIN_INTERVAL
 
 out_option = click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where the results go.")
 device_option = click.option("--device", default="auto", metavar="auto|cpu|cuda", help="Where to compute.")
+threads_option = click.option("--threads", default=1, metavar="N", help="Of torch, on the CPU; 1 when not given.")
 
 
 @click.group(name="bench")
@@ -100,9 +101,10 @@ def tables(out: Path | None, as_json: bool) -> None:
     "--budget", default="quick", metavar="quick|full", help="Under two minutes (the default), or up to an hour."
 )
 @device_option
+@threads_option
 @out_option
 @json_option
-def meta_gradient(budget: str, device: str, out: Path | None, as_json: bool) -> None:
+def meta_gradient(budget: str, device: str, threads: int, out: Path | None, as_json: bool) -> None:
     """Time, memory and error of a meta-gradient, ours and others'.
 
     Every method on every backend, beside exact unrolling by torch.func, higher, torchopt and torchdiffeq's
@@ -115,7 +117,7 @@ def meta_gradient(budget: str, device: str, out: Path | None, as_json: bool) -> 
 
     folder = out or Path("runs/bench-meta-gradient")
     with _progress() as show:
-        result = meta_gradient.study(budget, folder, device=device, observe=show)
+        result = meta_gradient.study(budget, folder, device=device, threads=threads, observe=show)
     if as_json:
         click.echo(json.dumps(result))
         return
@@ -129,9 +131,10 @@ def meta_gradient(budget: str, device: str, out: Path | None, as_json: bool) -> 
 @command.command()
 @click.option("--budget", default="quick", metavar="quick|full", help="Half a minute (the default), or ten minutes.")
 @device_option
+@threads_option
 @out_option
 @json_option
-def limit(budget: str, device: str, out: Path | None, as_json: bool) -> None:
+def limit(budget: str, device: str, threads: int, out: Path | None, as_json: bool) -> None:
     """How much of a meta-gradient's time its bare evaluations take.
 
     A meta-gradient's time over that of as many gradients and HVPs timed alone, HVP over gradient, and the share of the
@@ -143,7 +146,7 @@ def limit(budget: str, device: str, out: Path | None, as_json: bool) -> None:
 
     folder = out or Path("runs/bench-limit")
     with _progress() as show:
-        result = limit.study(budget, folder, device=device, observe=show)
+        result = limit.study(budget, folder, device=device, threads=threads, observe=show)
     if as_json:
         click.echo(json.dumps(result))
         return

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ def study(
     out: Path = Path("runs/bench-limit"),
     *,
     device: str = "auto",
+    threads: int = 1,
     observe: Observer = lambda done, total, what: None,
 ) -> dict[str, Any]:
     """Measure, and write limit.json and limit.md.
@@ -71,6 +73,7 @@ def study(
         budget: a name of `BUDGETS`.
         out: the directory.
         device: "auto", "cpu" or "cuda".
+        threads: of torch.
         observe: sees each case before it is measured.
 
     Raises:
@@ -78,6 +81,7 @@ def study(
     """
     chosen = BUDGETS[checks.one_of("budget", budget, BUDGETS)]
     where = choose_device(device)
+    checks.count("threads", threads)
     make_directory(out)
     started = time.perf_counter()
     notes = [line for backend in backends() if (line := unavailable(backend, where))]
@@ -88,7 +92,8 @@ def study(
         observe(done, len(work), f"{WORKLOADS[name].title}, {tasks} tasks, {backend}")
         placed = place(name, tasks, where, torch.float32)
         try:
-            found = measure(placed, backend, METHODS if whole else {}, chosen, WORKLOADS[name].layer)
+            with _threads(threads):
+                found = measure(placed, backend, METHODS if whole else {}, chosen, WORKLOADS[name].layer)
         except Exception as error:  # a backend that cannot run this must not end the study
             notes.append(f"{WORKLOADS[name].title}, {tasks} tasks, {backend}: {' '.join(str(error).split())[:300]}")
             continue
@@ -98,7 +103,7 @@ def study(
         "study": "limit",
         "budget": budget,
         "device": torch.cuda.get_device_name(where) if where.type == "cuda" else "CPU",
-        "threads": torch.get_num_threads(),
+        "threads": threads,
         "torch": torch.__version__,
         "rounds": chosen.rounds,
         "workloads": details(),
@@ -109,6 +114,16 @@ def study(
     }
     write(out, "limit", result, report(result))
     return result
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def measure(

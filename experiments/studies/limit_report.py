@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .meta_gradient_report import where
 from .work_precision_report import Rows, markdown
 
 Table = tuple[list[str], Rows]
@@ -22,10 +23,9 @@ def report(result: dict[str, Any]) -> str:
 
 def headline(result: dict[str, Any]) -> str:
     """Return where and how it was measured."""
-    threads = "1 thread" if result["threads"] == 1 else f"{result['threads']} threads"
     return (
-        f"{result['device']}, {threads}, torch {result['torch']}, float32; medians of {result['rounds']} rounds. An "
-        "HVP is timed with the gradient that falls out of it; the count of gradients leaves those out."
+        f"{where(result)}; medians of {result['rounds']} rounds. An HVP is timed with the gradient that falls out of "
+        "it; the count of gradients leaves those out."
     )
 
 

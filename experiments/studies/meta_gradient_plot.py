@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from math import ceil
+from math import ceil, floor, log10
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
 from ..plots import BLUE, GREEN, ORANGE, RED
+from .meta_gradient_report import where
 from .published import CARD, CARD_MIB, MEMORY_3, SECONDS_4, STEPS_3
 
 # contestant → colour, marker: ours in colour, other packages in greys.
@@ -62,7 +63,7 @@ def draw(result: dict[str, Any], quantity: str) -> Figure:
     shown = {entry["contestant"] for entry in entries}
     handles = _legend(shown, kinds, printed, quantity)
     made.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    made.suptitle(f"{result['device']}, {result['threads']} thread(s), float32", fontsize=10, color="#5a5a5a")
+    made.suptitle(where(result), fontsize=10, color="#5a5a5a")
     return made
 
 
@@ -85,11 +86,18 @@ def _panel(axes: Axes, entries: list[dict[str, Any]], quantity: str, kinds: list
         axes.plot([entry["steps"] for entry in own], y, line, color=colour, marker=marker, markersize=5, linewidth=1.5)
     if entries and _printed(entries[0]):
         _papers(axes, quantity)
-    steps = sorted({entry["steps"] for entry in entries})
-    axes.set_xticks(steps, minor=False)
+    _label(axes, sorted({entry["steps"] for entry in entries}))
+
+
+def _label(axes: Axes, steps: list[int]) -> None:
+    """Put plain numbers at the steps measured, and at whole decades, of which at least one is seen."""
+    axes.set_xticks(steps)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
-    axes.xaxis.set_minor_formatter(FuncFormatter(lambda x, _: ""))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    low, high = (log10(limit) for limit in axes.get_ylim())
+    axes.set_ylim(10 ** floor(low + 0.05), 10 ** ceil(high - 0.05))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.10g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _papers(axes: Axes, quantity: str) -> None:
@@ -123,7 +131,9 @@ def _legend(shown: set[str], kinds: list[str], printed: bool, quantity: str) -> 
             for i, kind in enumerate(kinds)
         ]
     if printed:
-        what = f"hollow: printed in the paper, {CARD}" + ("" if quantity == "seconds" else ", share of the card")
+        what = f"hollow: printed in the paper, {CARD}" + (
+            "" if quantity == "seconds" else ", share of the card's memory"
+        )
         hollow = Line2D([], [], color="#5a5a5a", linestyle="none", marker="o", markersize=5, label=what)
         hollow.set_markerfacecolor("white")
         handles.append(hollow)

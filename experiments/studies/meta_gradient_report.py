@@ -27,12 +27,16 @@ def report(result: dict[str, Any]) -> str:
 
 def headline(result: dict[str, Any]) -> str:
     """Return where and how it was measured."""
-    threads = "1 thread" if result["threads"] == 1 else f"{result['threads']} threads"
     return (
-        f"{result['device']}, {threads}, torch {result['torch']}, float32; medians of {result['repeats']} taken in "
-        "turns, each contestant in a process of its own. Errors are relative, against float64: reverse mode through "
-        "the same steps, or the flow to a tight tolerance."
+        f"{where(result)}; medians of {result['repeats']} taken in turns, each contestant in a process of its own. "
+        "Errors are relative, against float64: reverse mode through the same steps, or the flow to a tight tolerance."
     )
+
+
+def where(result: dict[str, Any]) -> str:
+    """Return device, threads and precision."""
+    threads = "1 thread" if result["threads"] == 1 else f"{result['threads']} threads"
+    return f"{result['device']}, {threads}, torch {result['torch']}, float32"
 
 
 def tables(result: dict[str, Any]) -> list[tuple[str, Rows]]:

@@ -86,13 +86,14 @@ def conv_net(filters: int = 64, ways: int = 20, side: int = 28) -> nn.Sequential
 
 
 def _initialise(model: nn.Module) -> None:
-    """Draw the weights from a seed, leaving batch norm's ones and zeros."""
+    """Draw the weights of convolutions and linear layers from a seed; biases are zero, batch norm is the identity."""
     draw = generator(0, 102)
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                bound = (3 / parameter[0].numel()) ** 0.5
-                parameter.copy_((2 * torch.rand(parameter.shape, generator=draw) - 1) * bound)
+        for layer in model.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None:
+                bound = (3 / layer.weight[0].numel()) ** 0.5
+                layer.weight.copy_((2 * torch.rand(layer.weight.shape, generator=draw) - 1) * bound)
+                layer.bias.zero_()
 
 
 WORKLOADS = {
