@@ -21,6 +21,9 @@ from ..measure import peak_memory_bytes, reset_peak_memory
 from .contestants import CONTESTANTS, REFERENCES, Run
 from .workloads import place
 
+# All that contestants import, some of it on first use; what is not installed is passed over.
+PRELOADED = [__name__, "sympy", "torch._dynamo", "torchdiffeq", "higher", "torchopt"]
+
 
 @dataclass(frozen=True)
 class Job:
@@ -54,7 +57,7 @@ class FreshProcess:
     def __init__(self, job: Job) -> None:
         context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
         if sys.platform == "linux":
-            context.set_forkserver_preload([__name__, "higher", "torchopt"])
+            context.set_forkserver_preload(PRELOADED)
         self._line, other = context.Pipe()
         self._process = context.Process(target=_serve, args=(other, job), daemon=True)
         self._process.start()

@@ -193,6 +193,7 @@ class Race:
         self._references = {
             target: FreshProcess(replace(job, contestant=target, dtype="float64")) for target in REFERENCES
         }
+        self._pace = dict.fromkeys(REFERENCES, 0.0)  # seconds a step
         self._total = len(self._processes) * len(course.steps)
 
     def run(self) -> list[dict[str, Any]]:
@@ -200,8 +201,9 @@ class Race:
         entries: list[dict[str, Any]] = []
         last: dict[tuple[str, str], dict[str, Any]] = {}
         for steps in self.course.steps:
-            exact = {target: self._reference(target, steps) for target in tuple(self._references)}
             found = {key: m for key in list(self._processes) if (m := self._first(key, steps, last.get(key)))}
+            targets = {CONTESTANTS[name].target for name, _ in found}
+            exact = {target: self._reference(target, steps) for target in tuple(self._references) if target in targets}
             times = {key: [m["seconds"]] for key, m in found.items()}
             for _ in range(self.budget.repeats - 1):
                 for key, each in times.items():
@@ -250,16 +252,14 @@ class Race:
 
     def _reference(self, target: str, steps: int) -> Any:
         """Return the gradient that a target stands for, ``[P]`` in float64, or ``None`` when it takes too long."""
-        wanted = any(CONTESTANTS[name].target == target for name, _ in self._processes)
-        process = self._references.get(target)
-        if not wanted or process is None:
-            return None
-        found = process.measure(steps, self.budget.patience)
-        if "failed" in found or found["seconds"] * 5 > self.budget.reference:
-            del self._references[target]  # the next number of steps takes several times as long
-            process.close()
-            self.notes.append(f"{self.course.title}: no errors against {target} beyond {steps} steps, for want of time")
-        return found.get("gradient")
+        if self._pace[target] * steps <= self.budget.reference:
+            found = self._references[target].measure(steps, self.budget.patience)
+            if "failed" not in found:
+                self._pace[target] = found["seconds"] / steps
+                return found["gradient"]
+        self._references.pop(target).close()
+        self.notes.append(f"{self.course.title}: no errors against {target} from {steps} steps on, for want of time")
+        return None
 
     def _entry(
         self, key: tuple[str, str], steps: int, found: dict[str, Any], exact: dict[str, Any], yardstick: float | None
