@@ -29,7 +29,7 @@ STYLES = {
     "torchopt": ("#969696", "p"),
     "torchdiffeq adjoint": ("#8c6d31", "h"),
 }
-LINES = ("-", "--", ":", "-.")
+LINES: tuple[Any, ...] = ("-", "--", ":", "-.")
 LABELS = {"seconds": "seconds a meta-gradient", "extra_mib": "peak extra memory, MiB"}
 # Less cannot be told from what the process does besides.
 LEAST_MIB = 0.5
