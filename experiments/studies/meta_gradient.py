@@ -105,6 +105,8 @@ def study(
         _write(result, started, out)
     notes += _busy(result["entries"])
     _write(result, started, out)
+    plots.save(draw(result, "seconds"), out / "meta_gradient_time.png")
+    plots.save(draw(result, "extra_mib"), out / "meta_gradient_memory.png")
     return result
 
 
@@ -120,8 +122,6 @@ def _busy(entries: list[dict[str, Any]]) -> list[str]:
 
 
 def _write(result: dict[str, Any], started: float, out: Path) -> None:
-    """Write what there is so far: a long study that is interrupted leaves the courses that it has finished."""
+    """Write what there is so far: a long study that is interrupted leaves the numbers of the courses it finished."""
     result["seconds"] = time.perf_counter() - started
     write(out, "meta-gradient", result, report(result))
-    plots.save(draw(result, "seconds"), out / "meta_gradient_time.png")
-    plots.save(draw(result, "extra_mib"), out / "meta_gradient_memory.png")
