@@ -43,7 +43,7 @@ def _methods(result: dict[str, Any]) -> Table:
             f"{case['case']}: {each['method']}",
             case["backend"],
             f"{each['n_grad']} + {each['n_hvp']}",
-            f"{1000 * each['seconds']:.3g}",
+            f"{1000 * each['seconds']:.4g}",
             f"{each['to_evaluations']:.2f}",
         ]
         for case in result["cases"]
