@@ -10,7 +10,7 @@ help:
 	@echo "make train   meta-learn on the embedded default experiment (about a minute after installation)"
 	@echo "make test    run the tests"
 	@echo "make lint    check style, formatting and types"
-	@echo "make bench   measure memory and speed of the meta-gradients"
+	@echo "make bench   measure time and memory of the meta-gradients, other packages beside them"
 	@echo "make docs    build the documentation into docs/_build/html"
 
 # The stamp $(VENV)/with-X says that the package is installed, editable, with the extra X ("core" is none).
@@ -33,9 +33,9 @@ lint: $(VENV)/with-lint
 	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/plain .
 	cd $(VENV) && MYPYPATH=plain bin/python -m mypy --config-file "$(CURDIR)/setup.cfg" -p adjoint_meta
 
-bench: $(VENV)/with-core
-	$(BIN)/python benchmarks/memory.py
-	$(BIN)/python benchmarks/speed.py
+bench: $(VENV)/with-bench
+	$(BIN)/adjoint-meta bench meta-gradient
+	$(BIN)/adjoint-meta bench limit
 
 docs: $(VENV)/with-docs
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html

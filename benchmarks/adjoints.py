@@ -10,10 +10,11 @@ import subprocess
 import sys
 import time
 
-import problem
 import torch
 
 import adjoint_meta as am
+from adjoint_meta.experiments.models import HalfMSELoss, mlp
+from adjoint_meta.experiments.studies.workloads import regression_tasks
 
 TASKS, POINTS, REPEATS = 5, 100, 3
 HORIZONS = (0.5, 2.0, 10.0, 50.0)
@@ -30,14 +31,12 @@ STEPS_PER_TIME = 24  # of rk4: h‖H‖ stays below 1 up to ‖H‖ = 24
 
 def learner(method: am.Method) -> am.MetaLearner:
     """Return the network in float64, so that errors are the methods' own."""
-    torch.manual_seed(0)
-    found = problem.learner(method)
-    return found.double()
+    return am.MetaLearner(mlp(2, 32, 2, 1), HalfMSELoss(), method).double()
 
 
 def gradient(method: am.Method) -> tuple[torch.Tensor, dict[str, object]]:
     """Return the flat meta-gradient and its statistics."""
-    found = learner(method).meta_gradient(problem.tasks(TASKS, POINTS).to(dtype=torch.float64))
+    found = learner(method).meta_gradient(regression_tasks(TASKS, POINTS).to(dtype=torch.float64))
     return torch.cat([part.flatten() for part in found.grad.values()]), found.stats
 
 

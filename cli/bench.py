@@ -1,4 +1,4 @@
-"""`adjoint-meta bench`: how accurate solvers and adjoints are, and what they cost."""
+"""`adjoint-meta bench`: how accurate solvers, adjoints and meta-gradients are, and what they cost."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from .options import json_option
 from .progress import PLAIN_INTERVAL
 
 out_option = click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where the results go.")
+device_option = click.option("--device", default="auto", metavar="auto|cpu|cuda", help="Where to compute.")
+threads_option = click.option("--threads", default=1, metavar="N", help="Of torch, on the CPU; 1 when not given.")
 
 
 @click.group(name="bench")
 def command() -> None:
-    """Measure solvers and adjoints, and make the tables of the A-MAML paper."""
+    """Measure solvers, adjoints and meta-gradients, and make the tables and figures of the A-MAML paper."""
 
 
 @command.command()
@@ -92,6 +94,67 @@ def tables(out: Path | None, as_json: bool) -> None:
     click.echo()
     click.echo("\n".join(appendix_report.target_lines(result)))
     click.echo(f"See tables.md and tables.json in {folder}")
+
+
+@command.command(name="meta-gradient")
+@click.option(
+    "--budget", default="quick", metavar="quick|full", help="Under two minutes (the default), or up to an hour."
+)
+@device_option
+@threads_option
+@out_option
+@json_option
+def meta_gradient(budget: str, device: str, threads: int, out: Path | None, as_json: bool) -> None:
+    """Time, memory and error of a meta-gradient, ours and others'.
+
+    Every method on every backend, beside exact unrolling by torch.func, higher, torchopt and torchdiffeq's
+    odeint_adjoint; each in a process of its own, medians of measurements taken in turns. The directory (default:
+    runs/bench-meta-gradient) gets meta-gradient.json, meta-gradient.md and two pictures, the paper's figures 3 and 4.
+    """
+    from adjoint_meta.experiments.studies import meta_gradient, meta_gradient_report
+
+    from .tables import show_table
+
+    folder = out or Path("runs/bench-meta-gradient")
+    with _progress() as show:
+        result = meta_gradient.study(budget, folder, device=device, threads=threads, observe=show)
+    if as_json:
+        click.echo(json.dumps(result))
+        return
+    for title, rows in meta_gradient_report.tables(result):
+        show_table(meta_gradient_report.COLUMNS, rows, title=title, numbers=True)
+        click.echo()
+    click.echo("\n".join([meta_gradient_report.headline(result), *result["notes"]]))
+    click.echo(f"See meta-gradient.md, meta-gradient.json and the two pictures meta_gradient_*.png in {folder}")
+
+
+@command.command()
+@click.option("--budget", default="quick", metavar="quick|full", help="Half a minute (the default), or ten minutes.")
+@device_option
+@threads_option
+@out_option
+@json_option
+def limit(budget: str, device: str, threads: int, out: Path | None, as_json: bool) -> None:
+    """How much of a meta-gradient's time its bare evaluations take.
+
+    A meta-gradient's time over that of as many gradients and HVPs timed alone, HVP over gradient, and the share of the
+    batched matrix-product rate that they reach. The directory (default: runs/bench-limit) gets limit.json and limit.md.
+    """
+    from adjoint_meta.experiments.studies import limit, limit_report
+
+    from .tables import show_table
+
+    folder = out or Path("runs/bench-limit")
+    with _progress() as show:
+        result = limit.study(budget, folder, device=device, threads=threads, observe=show)
+    if as_json:
+        click.echo(json.dumps(result))
+        return
+    for title, table in limit_report.tables(result):
+        show_table(*table, title=title, numbers=True)
+        click.echo()
+    click.echo("\n".join([limit_report.headline(result), *result["notes"]]))
+    click.echo(f"See limit.md and limit.json in {folder}")
 
 
 @contextmanager

@@ -21,7 +21,7 @@ COMMANDS = {
     "list": ("listing", "List experiments, methods and solvers."),
     "data": ("data", "List, fetch, add and verify data sets."),
     "check-grad": ("check_grad", "Compare meta-gradients with exact reverse mode."),
-    "bench": ("bench", "Measure solvers and adjoints, and make the tables of the A-MAML paper."),
+    "bench": ("bench", "Measure solvers, adjoints and meta-gradients beside the A-MAML paper and other packages."),
     "doctor": ("doctor", "Show versions and devices, and check a gradient."),
 }
 

@@ -74,11 +74,19 @@ def _by_autograd(problem: Problem, theta: Tensor, end_of: Callable[[_Module, Ten
 
 def torchdiffeq_solve(horizon: float, rtol: float, *, adjoint: bool = False) -> Solve:
     """Return dopri5 of torchdiffeq, one step size for the batch, differentiated by autograd or solved backward."""
+    return _torchdiffeq(horizon, adjoint, rtol=rtol, atol=rtol / 100, method="dopri5")
+
+
+def torchdiffeq_steps(horizon: float, steps: int) -> Solve:
+    """Return rk4 of torchdiffeq in equal steps, solved backward by `odeint_adjoint` in as many."""
+    return _torchdiffeq(horizon, True, method="rk4", options={"step_size": horizon / steps})
+
+
+def _torchdiffeq(horizon: float, adjoint: bool, **options: Any) -> Solve:
     import torchdiffeq
 
     def end_of(field: _Module, start: Tensor) -> Tensor:
         times = torch.tensor([0.0, horizon], dtype=start.dtype, device=start.device)
-        options: dict[str, Any] = {"rtol": rtol, "atol": rtol / 100, "method": "dopri5"}
         if adjoint:
             end: Tensor = torchdiffeq.odeint_adjoint(field, start, times, adjoint_params=(), **options)[-1]
         else:

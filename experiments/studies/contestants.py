@@ -1,0 +1,105 @@
+"""Who takes part when meta-gradients are timed: our methods on each backend, other packages, and the references."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adjoint_meta.learner import BACKENDS, MetaLearner
+from adjoint_meta.meta_gradients import FOMAML, MAML, AdjointMAML, ImplicitMAML, Method, Reptile
+
+from .competitors import MISSING
+from .peers import by_higher, by_torchdiffeq, by_torchopt, flow_steps, installed, unrolled
+from .workloads import INNER_LR, Placed, flat
+
+# A call without arguments that returns the meta-gradient [P], in the order of the model's parameters.
+Run = Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A way to take a meta-gradient.
+
+    Args:
+        prepare: from a workload, a number of inner steps and a backend to the call that is timed.
+        target: what its gradient should equal: "descent", reverse mode through n steps; "flow", the gradient flow's
+            to T = nα; ``None`` where there is no such number, as for Reptile.
+        own: whether it is this package's, and so has backends.
+        package: what it needs.
+    """
+
+    prepare: Callable[[Placed, int, str], Run]
+    target: str | None
+    own: bool = True
+    package: str = "torch"
+
+
+def _ours(method: Callable[[int], Method]) -> Callable[[Placed, int, str], Run]:
+    def prepare(placed: Placed, steps: int, backend: str) -> Run:
+        learner = MetaLearner(placed.model, placed.loss, method(steps), backend=backend)
+
+        def run() -> Tensor:
+            with warnings.catch_warnings():
+                # What methods warn of, as steps outside the stability interval, the column of errors shows.
+                warnings.simplefilter("ignore", RuntimeWarning)
+                return flat(list(learner.meta_gradient(placed.tasks).grad.values()))
+
+        return run
+
+    return prepare
+
+
+def _theirs(gradient: Callable[[Placed, int], Tensor]) -> Callable[[Placed, int, str], Run]:
+    return lambda placed, steps, backend: lambda: gradient(placed, steps)
+
+
+def horizon(steps: int) -> float:
+    """Return the length of the flow that n steps of gradient descent follow."""
+    return steps * INNER_LR
+
+
+def rk4(steps: int) -> AdjointMAML:
+    """Return A-MAML by rk4, one step for ten of gradient descent."""
+    return AdjointMAML(horizon=horizon(steps), solver="rk4", steps=flow_steps(steps))
+
+
+CONTESTANTS: dict[str, Contestant] = {
+    "MAML": Contestant(_ours(lambda n: MAML(n, INNER_LR)), "descent"),
+    "MAML checkpointed": Contestant(_ours(lambda n: MAML(n, INNER_LR, adjoint="checkpointed")), "descent"),
+    "A-MAML rk4": Contestant(_ours(rk4), "flow"),
+    "A-MAML auto": Contestant(_ours(lambda n: AdjointMAML(horizon=horizon(n), solver="auto")), "flow"),
+    "iMAML": Contestant(_ours(lambda n: ImplicitMAML(steps=n, inner_lr=INNER_LR, cg_steps=5, cg_tol=0.0)), None),
+    "FOMAML": Contestant(_ours(lambda n: FOMAML(n, INNER_LR)), "descent"),
+    "Reptile": Contestant(_ours(lambda n: Reptile(n, INNER_LR)), None),
+    "torch.func unrolled": Contestant(_theirs(unrolled), "descent", own=False),
+    "higher": Contestant(_theirs(by_higher), "descent", own=False, package="higher"),
+    "torchopt": Contestant(_theirs(by_torchopt), "descent", own=False, package="torchopt"),
+    "torchdiffeq adjoint": Contestant(_theirs(by_torchdiffeq), "flow", own=False, package="torchdiffeq"),
+}
+# Not timed: what the errors are taken against, in float64.
+REFERENCES: dict[str, Contestant] = {
+    "descent": Contestant(_theirs(unrolled), None, own=False),
+    "flow": Contestant(_ours(lambda n: AdjointMAML(horizon=horizon(n), solver="tsit5", rtol=1e-7)), None),
+}
+
+
+def backends() -> tuple[str, ...]:
+    """Return the learner's backends, without the choice between them."""
+    return tuple(name for name in BACKENDS if name != "auto")
+
+
+def unavailable(backend: str, device: torch.device) -> str | None:
+    """Return why a backend is left out here, before anything is tried."""
+    if backend == "cudagraph" and device.type != "cuda":
+        return f"backend {backend}: left out, it needs a CUDA device"
+    return None
+
+
+def missing() -> list[str]:
+    """Return a line for each package that is not installed."""
+    packages = dict.fromkeys(contestant.package for contestant in CONTESTANTS.values())
+    return [MISSING.format(package) for package in packages if not installed(package)]

@@ -1,0 +1,154 @@
+"""Networks with tasks on which meta-gradients are timed: regression, ratings, and few-shot images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from adjoint_meta.batched_model import Loss
+from adjoint_meta.tasks import Batch, TaskBatch, generator
+
+from ..models import HalfMSELoss, mlp
+from ..regression import CosMixture, RegressionTasks
+
+# α, of the A-MAML paper; it also sets the length of the flow that n steps stand for.
+INNER_LR = 0.01
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A network, its loss and its tasks, float32 on the CPU.
+
+    Args:
+        title: what it is called.
+        detail: what it is, in a few words.
+        model: builds the network, the same each time.
+        loss: of one task.
+        tasks: makes this many tasks, the same each time.
+        layer: the product that its largest layer comes to, a task: ``[rows, inner] × [inner, columns]``.
+    """
+
+    title: str
+    detail: str
+    model: Callable[[], nn.Module]
+    loss: Callable[[], Loss]
+    tasks: Callable[[int], TaskBatch]
+    layer: tuple[int, int, int]
+
+
+def regression_tasks(count: int, points: int = 100) -> TaskBatch:
+    """Return CosMixture tasks with this many support and query points."""
+    options = RegressionTasks(CosMixture(), train_tasks=count, test_tasks=1, shots=points, queries=points)
+    return options.build()[0].tasks.to(dtype=torch.float32)
+
+
+def rating_tasks(count: int, items: int = 100, shots: int = 10, queries: int = 15) -> TaskBatch:
+    """Return tasks of one-hot items and random standardised ratings: what an evaluation takes, not what is learned."""
+    draw = generator(0, 100)
+
+    def points(number: int) -> Batch:
+        item = torch.stack([torch.randperm(items, generator=draw)[:number] for _ in range(count)])
+        one_hot = torch.zeros(count, number, items).scatter_(2, item[:, :, None], 1.0)
+        return Batch(one_hot, torch.randn(count, number, 1, generator=draw))
+
+    return TaskBatch(points(shots), points(queries))
+
+
+def image_tasks(count: int, ways: int = 20, side: int = 28) -> TaskBatch:
+    """Return 1-shot tasks of random images ``[tasks, ways, 1, side, side]``, one query image a class."""
+    draw = generator(0, 101)
+
+    def points() -> Batch:
+        return Batch(torch.rand(count, ways, 1, side, side, generator=draw), torch.arange(ways).repeat(count, 1))
+
+    return TaskBatch(points(), points())
+
+
+def conv_net(filters: int = 64, ways: int = 20, side: int = 28) -> nn.Sequential:
+    """Return MAML's Omniglot network: 4 × [3×3 convolution, batch norm of the points at hand, ReLU, max pool], linear.
+
+    Finn, Abbeel, Levine, ICML 2017, section 5.2, with pooling in place of strides, as for MiniImagenet.
+    """
+    layers: list[nn.Module] = []
+    for channels in (1, filters, filters, filters):
+        layers += [
+            nn.Conv2d(channels, filters, 3, padding=1),
+            nn.BatchNorm2d(filters, track_running_stats=False),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        ]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(filters * (side // 16) ** 2, ways))
+    _initialise(model)
+    return model
+
+
+def _initialise(model: nn.Module) -> None:
+    """Draw the weights of convolutions and linear layers from a seed; biases are zero, batch norm is the identity."""
+    draw = generator(0, 102)
+    with torch.no_grad():
+        for layer in model.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None:
+                bound = (3 / layer.weight[0].numel()) ** 0.5
+                layer.weight.copy_((2 * torch.rand(layer.weight.shape, generator=draw) - 1) * bound)
+                layer.bias.zero_()
+
+
+WORKLOADS = {
+    "regression": Workload(
+        "regression net",
+        "2-32-32-1 tanh, ½MSE, CosMixture, 100 support and 100 query points",
+        lambda: mlp(2, 32, 2, 1),
+        HalfMSELoss,
+        regression_tasks,
+        (100, 32, 32),
+    ),
+    "ratings": Workload(
+        "ratings net",
+        "100-40-40-1 tanh, ½MSE, one-hot items, 10 support and 15 query ratings",
+        lambda: mlp(100, 40, 2, 1),
+        HalfMSELoss,
+        rating_tasks,
+        (10, 100, 40),
+    ),
+    "omniglot": Workload(
+        "Omniglot conv net",
+        "4 × [3×3 convolution of 64 filters, batch norm, ReLU, 2×2 max pool], 20-way 1-shot, random 28×28 images",
+        conv_net,
+        nn.CrossEntropyLoss,
+        image_tasks,
+        (20 * 14 * 14, 9 * 64, 64),
+    ),
+}
+
+
+def details() -> list[str]:
+    """Return a line a workload."""
+    return [f"{workload.title}: {workload.detail}" for workload in WORKLOADS.values()]
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A workload on a device, in a dtype: what a contestant gets."""
+
+    model: nn.Module
+    loss: Loss
+    tasks: TaskBatch
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """All of the model's, in its order, which is that of every gradient here."""
+        return list(self.model.parameters())
+
+
+def place(name: str, tasks: int, device: torch.device, dtype: torch.dtype) -> Placed:
+    """Return a workload of `WORKLOADS` with this many tasks."""
+    workload = WORKLOADS[name]
+    return Placed(workload.model().to(device, dtype), workload.loss(), workload.tasks(tasks).to(device, dtype))
+
+
+def flat(gradients: list[Tensor]) -> Tensor:
+    """Return gradients, one a parameter, as one vector ``[P]``."""
+    return torch.cat([gradient.detach().reshape(-1) for gradient in gradients])
