@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adjoint_meta.learner import BACKENDS, MetaLearner
+from adjoint_meta.engine import BACKENDS
+from adjoint_meta.learner import MetaLearner
 from adjoint_meta.meta_gradients import FOMAML, MAML, AdjointMAML, ImplicitMAML, Method, Reptile
 
 from .competitors import MISSING
@@ -46,7 +47,10 @@ def _ours(method: Callable[[int], Method]) -> Callable[[Placed, int, str], Run]:
             with warnings.catch_warnings():
                 # What methods warn of, as steps outside the stability interval, the column of errors shows.
                 warnings.simplefilter("ignore", RuntimeWarning)
-                return flat(list(learner.meta_gradient(placed.tasks).grad.values()))
+                found = flat(list(learner.meta_gradient(placed.tasks).grad.values()))
+            if backend not in ("auto", "eager") and not learner.engine.state():
+                raise RuntimeError(f"backend {backend}: nothing could be compiled here")
+            return found
 
         return run
 
