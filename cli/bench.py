@@ -25,9 +25,7 @@ def command() -> None:
 
 
 @command.command()
-@click.option(
-    "--budget", default="quick", metavar="quick|full", help="About a minute (the default), or a quarter hour."
-)
+@click.option("--budget", default="quick", metavar="quick|full", help="Two minutes (the default), or half an hour.")
 @out_option
 @json_option
 def solvers(budget: str, out: Path | None, as_json: bool) -> None:
