@@ -229,6 +229,7 @@ class MetaLearner(nn.Module):
             raise TypeError(f"the support must be a Batch(x, y), got {type(support).__name__}")
         support, query = _ordinary(support), None if query is None else _ordinary(query)
         theta, psi = self._rows.read(self.model)
+        self._curvature.programs.refresh()
         for what, batch in (("support", support), ("query", query)):
             if batch is not None:
                 check_batch(what, batch, theta)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +30,12 @@ class Programs:
         self.model = model
         self.engine = engine
         self._sizes: dict[Hashable, list[int]] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look at the model again: its frozen parameters and buffers, and its modules' modes."""
+        self._constants = tuple(self.model.constants().values())
+        self._modes = tuple(module.training for module in self.model.model.modules())
 
     def gradients(self, phi: Tensor, psi: Tensor, batch: Batch, shared: bool) -> Gradients:
         """Return losses and gradients; the part in ψ where ``shared`` is set, and zero otherwise."""
@@ -72,6 +78,10 @@ class Programs:
             return gradient, products
         return gradient[:count], Products(products.phi[:count], products.psi)
 
+    def replays_products(self, phi: Tensor, psi: Tensor, batch: Batch) -> bool:
+        """Return whether a product at such points is a replay, or would be traced now."""
+        return self.engine.compiled(("product", self._modes), (phi, phi, batch.x, batch.y, psi, *self._constants))
+
     def run(
         self, name: Hashable, function: Callable[..., Any], tensors: Sequence[Tensor], eager: Callable[[], Any]
     ) -> Any:
@@ -81,14 +91,7 @@ class Programs:
             with self.model.reading(inputs[len(tensors) :]):
                 return function(*inputs[: len(tensors)])
 
-        return self.engine(self._key(name), reading, *tensors, *self._constants(), eager=eager)
-
-    def _constants(self) -> Iterable[Tensor]:
-        return self.model.constants().values()
-
-    def _key(self, name: Hashable) -> Hashable:
-        # The modules' modes decide what they compute, too.
-        return (name, tuple(module.training for module in self.model.model.modules()))
+        return self.engine((name, self._modes), reading, *tensors, *self._constants, eager=eager)
 
     def _call(
         self,
@@ -102,13 +105,13 @@ class Programs:
     ) -> Any:
         """Run ``function(*rows, psi)``; with ``spare``, by a program for more rows, the last of these repeated."""
         count = len(rows[0])
-        sizes = self._sizes.setdefault((self._key(name), *((r.shape[1:], r.dtype, r.device) for r in rows)), [])
+        sizes = self._sizes.setdefault((name, self._modes, *((r.shape[1:], r.dtype, r.device) for r in rows)), [])
         size = min((size for size in sizes if count <= size <= _SPARE * count), default=count) if spare else count
         if size > count:
             index = torch.arange(size, device=psi.device).clamp(max=count - 1)
             rows = tuple(r[index] for r in rows)
         found = self.run(name, function, (*rows, psi), eager)
-        if spare and size not in sizes and self.engine.compiled(self._key(name), (*rows, psi, *self._constants())):
+        if spare and size not in sizes and self.engine.compiled((name, self._modes), (*rows, psi, *self._constants)):
             sizes.append(size)
         return found
 
@@ -127,7 +130,11 @@ class ReplayedLinearisation:
     def gradient(self) -> Tensor:
         """∇_φ L, shape ``[tasks, P]``."""
         if self._gradient is None:
-            self._gradient = self._programs.gradients(*self._at, False).phi
+            if self._programs.replays_products(*self._at):
+                self._gradient = self._programs.gradients(*self._at, False).phi
+            else:  # an eager product will want the same forward pass
+                self._eager = self._eager or self._build()
+                self._gradient = self._eager.gradient
         return self._gradient
 
     def product(self, v: Tensor, keep: bool = False) -> Products:

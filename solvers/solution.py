@@ -17,15 +17,15 @@ class Status(Enum):
 
     SUCCESS = "The solve succeeded."
     NON_FINITE = (
-        "The state stopped being finite. An explicit step is stable only while h·‖J‖ stays below about 2: take more, "
-        "smaller steps or a shorter interval, and check the data for huge or missing values."
+        "The state stopped being finite. An explicit step is stable only while h·‖J‖ stays below about 2: take more "
+        "steps, a shorter horizon or a smaller learning rate, and check the data for huge or missing values."
     )
     MAX_STEPS = (
         "The residual was still above the tolerance after the last step: allow more steps or a larger tolerance."
     )
     STEP_LIMIT = (
-        "The end was not reached within the steps allowed: allow more steps, loosen the tolerances, or use a method "
-        "for stiff problems."
+        "The end was not reached within the steps allowed: allow more steps, loosen the tolerances, or, if the "
+        "field is stiff, use a stabilised or implicit method where there is one (rkc, implicit_euler)."
     )
     UNDERFLOW = (
         "The step size fell below what the time can resolve: the field is not smooth enough there, or has a "

@@ -280,7 +280,7 @@ def test_one_product_more_when_parameters_are_shared(generator):
 
 def test_a_diverging_inner_solve_says_so(generator):
     learner = MetaLearner(mlp(generator), mse, ImplicitMAML(proximal=1e200, steps=50, inner_lr=1.0))
-    with pytest.raises(SolverError, match=r"the inner solve failed in 3 of 3 rows.*smaller steps"):
+    with pytest.raises(SolverError, match=r"the inner solve failed in 3 of 3 rows.*smaller learning rate"):
         learner.meta_gradient(regression(generator))
 
 
