@@ -175,7 +175,7 @@ class ButcherTableau:
 
     @cached_property
     def stability_limit(self) -> float:
-        """Length of the real stability interval: the largest β with |R(−x)| ≤ 1 for all x in [0, β]."""
+        """Length of the real stability interval: the largest β with ``|R(−x)|`` ≤ 1 for all x in [0, β]."""
         return real_stability_limit(self._stability_fractions)
 
     @property

@@ -47,8 +47,8 @@ class Chebyshev:
     IV.2). Rounding grows slowly with s: in float32 a step of 200 stages keeps four digits.
 
     Args:
-        damping: ε in w0 = 1 + ε/s². Behind its first minimum |R| stays at or below a_s + b_s, which is about 1 − ε/3
-            for small ε, and costs about 2ε/15 of the interval. ε = 10 gives |R| ≤ 0.25 on half of the interval.
+        damping: ε in w0 = 1 + ε/s². Behind its first minimum ``|R|`` stays at or below a_s + b_s, which is about
+            1 − ε/3 for small ε, and costs about 2ε/15 of the interval. ε = 10 gives ``|R| ≤ 0.25`` on half of it.
         max_stages: the most stages that a step may have.
         default_stages: those of a step that is not told how many, clipped to ``max_stages``.
 

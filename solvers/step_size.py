@@ -76,7 +76,7 @@ class Constant:
 class PIController:
     """Proportional-integral control of the local error, one step size a row.
 
-    A step is accepted when its ratio ‖error / (atol + rtol·max(|y|, |y⁺|))‖ is at most 1. The next step is
+    A step is accepted when its ratio ‖error / (atol + rtol·max(``|y|``, ``|y⁺|``))‖ is at most 1. The next step is
     safety · ratio^(−α) · ratio_before^β times as long, α = 0.7/k, β = 0.4/k, k the order of the error
     (Gustafsson 1991; Hairer, Nørsett, Wanner II.4 and IV.2, eq. 2.43c); after a rejection only the integral part
     ratio^(−1/k) acts.
