@@ -19,7 +19,7 @@ BACKENDS = ("auto", "eager", "compile", "cudagraph")
 # "auto" compiles a function after so many eager calls: with the few milliseconds that small networks take, as long as
 # compiling takes, so that a run that ends right then is at most twice as slow ("rent or buy"). Calls are counted and
 # not seconds, so that a run repeats itself.
-_PATIENCE = 500
+_PATIENCE = 1000
 # So many replays are timed before "auto" keeps a compiled function.
 _TRIALS = 5
 
@@ -54,7 +54,7 @@ class Engine:
 
     ``"eager"`` calls them. ``"compile"`` traces each once for the shapes, dtypes and devices of its tensors, gradients
     and all, and replays what the compiler makes of the trace; ``"cudagraph"`` also captures that on a CUDA device, so
-    that a replay is one launch. ``"auto"`` compiles what has been called 500 times, and keeps what is faster. What
+    that a replay is one launch. ``"auto"`` compiles what has been called 1000 times, and keeps what is faster. What
     cannot be compiled stays eager, and one warning says why.
 
     Args:

@@ -45,7 +45,7 @@ class MetaLearner(nn.Module):
             get their gradient too. ``None`` adapts all.
         backend: ``"eager"``; ``"compile"``, which traces and compiles gradients, products and whole solver steps
             once for their shapes; ``"cudagraph"``, which captures those on a CUDA device too; ``"auto"`` compiles
-            what has been called 500 times.
+            what has been called 1000 times.
         mode: ``"reverse_over_reverse"`` or ``"forward_over_reverse"``, how HVPs are taken.
         chunk_size: at most this many tasks at a time, to bound memory.
 

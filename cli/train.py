@@ -121,8 +121,10 @@ def _show(config: RunConfig, directory: RunDirectory, summary: dict[str, Any]) -
     from .tables import show_test
 
     show_test(summary)
+    compiled = summary["compile_seconds"]
+    once = f", {compiled:.1f} s of it compiling once" if compiled else ""
     click.echo(
-        f"\n{summary['meta_steps']} meta-steps in {summary['seconds']:.1f} s "
+        f"\n{summary['meta_steps']} meta-steps in {summary['seconds']:.1f} s{once} "
         f"({1000 * summary['seconds_per_meta_step']:.0f} ms, {summary['n_grad_per_meta_step']:.0f} gradients and "
         f"{summary['n_hvp_per_meta_step']:.0f} HVPs each), peak memory {summary['peak_memory_bytes'] / 2**20:.0f} MiB."
     )

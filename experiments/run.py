@@ -200,6 +200,7 @@ def finish(fitted: Fitted) -> dict[str, Any]:
         "meta_steps": progress.step,
         "seconds": progress.seconds,
         "seconds_per_meta_step": progress.seconds / progress.step,
+        "compile_seconds": prepared.learner.engine.compile_seconds,
         "peak_memory_bytes": max(world.gather(lambda: peak_memory_bytes(prepared.device))),
         "n_grad_per_meta_step": progress.n_grad / progress.step,
         "n_hvp_per_meta_step": progress.n_hvp / progress.step,
