@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -27,11 +27,21 @@ class CompiledSteps:
     """
 
     method: RungeKutta
+    _sizes: dict[object, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __getattr__(self, name: str) -> Any:
         if name == "method":  # a copy is asked for its attributes before it has any
             raise AttributeError(name)
         return getattr(self.method, name)
+
+    def _size(self, h: Time, like: Tensor) -> Tensor:
+        """Return the step size as a tensor; equal steps share one."""
+        if isinstance(h, Tensor):
+            return h.to(like.dtype)
+        key = (h, like.dtype, like.device)
+        if key not in self._sizes:
+            self._sizes[key] = torch.tensor(h, dtype=like.dtype, device=like.device)
+        return self._sizes[key]
 
     def _key(self, flow: Any) -> tuple[object, ...]:
         """Return what a program depends on besides its tensors."""
@@ -64,7 +74,7 @@ class CompiledSteps:
             return self.method.step(flow, 0.0, h, y, slope=others[0] if known else None, estimate=estimate)
 
         name = ("step", *self._key(field), estimate, count)
-        found: Step = _run(field, name, function, (_as_tensor(h, y), y, *known), eager)
+        found: Step = _run(field, name, function, (self._size(h, y), y, *known), eager)
         return found
 
     def states(self, field: Any, t: Time, h: Time, y: Tensor, *, stages: Tensor | None = None) -> Sequence[Tensor]:
@@ -80,7 +90,7 @@ class CompiledSteps:
             return self.method.states(Detached(field.over(others)), 0.0, h, y)
 
         name = ("states", *self._key(field))
-        found: list[Tensor] = _run(field, name, function, (_as_tensor(h, y), y), eager)
+        found: list[Tensor] = _run(field, name, function, (self._size(h, y), y), eager)
         return found
 
     def transpose(
@@ -107,7 +117,7 @@ class CompiledSteps:
             return self.method.transpose(field.over(others[count:]), 0.0, h, others[:count], w)
 
         name = ("transpose", *self._key(field), count)
-        found: StepCotangents = _run(field, name, function, (_as_tensor(h, w), w, *states), eager)
+        found: StepCotangents = _run(field, name, function, (self._size(h, w), w, *states), eager)
         return found
 
 
@@ -125,7 +135,3 @@ def compiled(plan: Plan, flow: GradientFlow) -> Plan:
 
 def _run(flow: GradientFlow, name: object, function: Any, tensors: tuple[Tensor, ...], eager: Any) -> Any:
     return flow.problem.curvature.programs.run(name, function, (*tensors, *flow.tensors()), eager)
-
-
-def _as_tensor(h: Time, like: Tensor) -> Tensor:
-    return torch.as_tensor(h, dtype=like.dtype, device=like.device)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from adjoint_meta.solvers import checks
+
+# From the tensors of a result, in order, to the result.
+_Builder: TypeAlias = Callable[[Iterator[Tensor]], Any]
 
 BACKENDS = ("auto", "eager", "compile", "cudagraph")
 
@@ -129,7 +131,7 @@ class Engine:
         return not self.eager and not self.program(key, tensors).eager
 
     def build(self, function: Callable[..., Any], tensors: Sequence[Tensor]) -> tuple[Callable[..., Any], Any, Any]:
-        """Return the compiled function of flat tensors, the structure of its result, and what it adds to the counters.
+        """Return the compiled function of flat tensors, what makes its result of them, and what it adds to counters.
 
         The trace is of the eager function itself, so both compute the same; only the order of sums may differ.
         """
@@ -138,12 +140,12 @@ class Engine:
         from torch.fx.experimental.proxy_tensor import make_fx
 
         before = self.evaluations.counts()
-        structure: list[Any] = []
+        shape: list[_Builder] = []
 
-        def flat(*inputs: Tensor) -> list[Any]:
-            leaves, spec = pytree.tree_flatten(function(*inputs))
-            structure[:] = [spec, [isinstance(leaf, Tensor) for leaf in leaves]]
-            return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        def flat(*inputs: Tensor) -> list[Tensor]:
+            leaves: list[Tensor] = []
+            shape[:] = [_flatten(function(*inputs), leaves)]
+            return leaves
 
         started = time.perf_counter()
         self._tracing = True
@@ -160,7 +162,7 @@ class Engine:
             if self.backend == "cudagraph" and tensors[0].is_cuda:
                 run = _Captured(run, tensors)
         self.compile_seconds += time.perf_counter() - started
-        return run, structure, added
+        return run, shape[0], added
 
 
 class _Program:
@@ -169,7 +171,7 @@ class _Program:
     def __init__(self, engine: Engine, due: bool) -> None:
         self._engine = engine
         self._run: Callable[..., Any] | None = None
-        self._structure: Any = None
+        self._shape: _Builder = next
         self._added: Any = None
         self._patience = _PATIENCE if engine.backend == "auto" and not due else 0
         self._trials_left = _TRIALS if self._patience else 0
@@ -195,10 +197,10 @@ class _Program:
 
     def __call__(self, function: Callable[..., Any], tensors: Sequence[Tensor], eager: Callable[[], Any]) -> Any:
         """Compile if need be, and replay."""
-        inputs = [tensor.detach().contiguous() for tensor in tensors]
+        inputs = [t if t.is_contiguous() and not t.requires_grad else t.detach().contiguous() for t in tensors]
         if self._run is None:
             try:
-                self._run, self._structure, self._added = self._engine.build(function, inputs)
+                self._run, self._shape, self._added = self._engine.build(function, inputs)
             except torch.OutOfMemoryError:  # smaller chunks may do
                 raise
             except Exception as error:  # whatever a tracer or a compiler meets: training goes on
@@ -211,9 +213,7 @@ class _Program:
         if self._trials_left > 0:
             self._judge(time.perf_counter() - started)
         self._engine.evaluations.add(*self._added)
-        spec, present = self._structure
-        rest = iter(found if isinstance(found, list | tuple) else [found])
-        return pytree.tree_unflatten([next(rest) if there else None for there in present], spec)
+        return self._shape(iter(found if isinstance(found, list | tuple) else [found]))
 
     def _judge(self, seconds: float) -> None:
         """Go back to eager evaluations if the first replays were slower than the last of those."""
@@ -243,6 +243,19 @@ class _Captured:
         torch._foreach_copy_(self._inputs, list(tensors))
         self._graph.replay()
         return [output.clone() for output in self._outputs]
+
+
+def _flatten(result: Any, leaves: list[Tensor]) -> _Builder:
+    """Append the tensors of a result to the leaves, and return what makes such a result of their successors."""
+    if isinstance(result, Tensor):
+        leaves.append(result)
+        return next
+    if result is None:
+        return lambda rest: None
+    parts = [_flatten(part, leaves) for part in result]
+    if hasattr(result, "_fields"):
+        return lambda rest: type(result)(*[part(rest) for part in parts])
+    return lambda rest: type(result)([part(rest) for part in parts])
 
 
 def _refusal(error: Exception) -> str:
