@@ -35,7 +35,7 @@ BUDGETS = {
         patience=40.0,
         memory=2 * GIB,
         reference=4.0,
-        total=90.0,
+        total=240.0,
     ),
     "full": Budget(
         courses=(
