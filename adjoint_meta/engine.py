@@ -20,10 +20,8 @@ BACKENDS = ("auto", "eager", "compile", "cudagraph")
 
 # "auto" compiles a function after so many eager calls: with the few milliseconds that small networks take, as long as
 # compiling takes, so that a run that ends right then is at most twice as slow ("rent or buy"). Calls are counted and
-# not seconds, so that a run repeats itself.
+# not seconds, and replays are not timed against eager calls, so that a run repeats itself bit for bit.
 _PATIENCE = 1000
-# So many replays are timed before "auto" keeps a compiled function.
-_TRIALS = 5
 
 
 @dataclass
@@ -56,8 +54,8 @@ class Engine:
 
     ``"eager"`` calls them. ``"compile"`` traces each once for the shapes, dtypes and devices of its tensors, gradients
     and all, and replays what the compiler makes of the trace; ``"cudagraph"`` also captures that on a CUDA device, so
-    that a replay is one launch. ``"auto"`` compiles what has been called 1000 times, and keeps what is faster. What
-    cannot be compiled stays eager, and one warning says why.
+    that a replay is one launch. ``"auto"`` compiles what has been called 1000 times. What cannot be compiled stays
+    eager, and one warning says why.
 
     Args:
         backend: a name of `BACKENDS`.
@@ -70,7 +68,7 @@ class Engine:
         self.compile_seconds = 0.0
         self._programs: dict[Hashable, _Program] = {}
         self._due: set[str] = set()
-        self._tracing = False
+        self._within = False
         self._warned = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -79,8 +77,8 @@ class Engine:
 
     @property
     def eager(self) -> bool:
-        """Whether functions are called as they are: always, or while one of them is being traced."""
-        return self.backend == "eager" or self._tracing
+        """Whether functions are called as they are: always, or within a function that is traced or called itself."""
+        return self.backend == "eager" or self._within
 
     def __call__(
         self, key: Hashable, function: Callable[..., Any], *tensors: Tensor, eager: Callable[[], Any] | None = None
@@ -97,12 +95,14 @@ class Engine:
         if self.eager:
             return plain()
         program = self.program(key, tensors)
-        if program.eager:
-            started = time.perf_counter()
-            found = plain()
-            program.rent(time.perf_counter() - started)
-            return found
-        return program(function, tensors, plain)
+        if not program.eager:
+            return program(function, tensors, plain)
+        program.rent()
+        self._within = True  # a step that waits to be compiled waits for its evaluations, too
+        try:
+            return plain()
+        finally:
+            self._within = False
 
     def program(self, key: Hashable, tensors: Sequence[Tensor]) -> _Program:
         """Return what is known of the function of this key at such tensors."""
@@ -148,12 +148,12 @@ class Engine:
             return leaves
 
         started = time.perf_counter()
-        self._tracing = True
+        self._within = True
         try:
             graph = make_fx(flat)(*tensors)
             added = tuple(now - then for now, then in zip(self.evaluations.counts(), before, strict=True))
         finally:
-            self._tracing = False
+            self._within = False
             self.evaluations.add(*(then - now for now, then in zip(self.evaluations.counts(), before, strict=True)))
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what the compiler says of its own code
@@ -174,10 +174,7 @@ class _Program:
         self._shape: _Builder = next
         self._added: Any = None
         self._patience = _PATIENCE if engine.backend == "auto" and not due else 0
-        self._trials_left = _TRIALS if self._patience else 0
         self._refused = False
-        self._eager_seconds: list[float] = []
-        self._seconds: list[float] = []
 
     @property
     def eager(self) -> bool:
@@ -189,11 +186,9 @@ class _Program:
         """Whether the function is replayed."""
         return self._run is not None
 
-    def rent(self, seconds: float) -> None:
-        """Note what an eager evaluation took."""
+    def rent(self) -> None:
+        """Note an eager call."""
         self._patience -= 1
-        if 0 <= self._patience < _TRIALS:
-            self._eager_seconds.append(seconds)
 
     def __call__(self, function: Callable[..., Any], tensors: Sequence[Tensor], eager: Callable[[], Any]) -> Any:
         """Compile if need be, and replay."""
@@ -207,20 +202,10 @@ class _Program:
                 self._refused = True
                 self._engine.refuse(error)
                 return eager()
-        started = time.perf_counter()
         with torch.no_grad():
             found = self._run(*inputs)
-        if self._trials_left > 0:
-            self._judge(time.perf_counter() - started)
         self._engine.evaluations.add(*self._added)
         return self._shape(iter(found if isinstance(found, list | tuple) else [found]))
-
-    def _judge(self, seconds: float) -> None:
-        """Go back to eager evaluations if the first replays were slower than the last of those."""
-        self._seconds.append(seconds)
-        self._trials_left -= 1
-        if self._trials_left == 0 and min(self._seconds) > min(self._eager_seconds):
-            self._refused, self._run = True, None
 
 
 class _Captured:

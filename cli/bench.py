@@ -95,9 +95,7 @@ def tables(out: Path | None, as_json: bool) -> None:
 
 
 @command.command(name="meta-gradient")
-@click.option(
-    "--budget", default="quick", metavar="quick|full", help="Three minutes (the default), or up to an hour."
-)
+@click.option("--budget", default="quick", metavar="quick|full", help="Three minutes (the default), or up to an hour.")
 @device_option
 @threads_option
 @out_option

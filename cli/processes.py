@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -24,5 +25,10 @@ def several_processes(command: Callable[..., None]) -> Callable[..., None]:
                 if world.reports(error):
                     raise
                 sys.exit(130 if isinstance(error, click.Abort | KeyboardInterrupt) else 1)
+            if world.size > 1:
+                # Winding down while others still talk, torch's threads now and then abort a process whose work is done.
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(0)
 
     return run
