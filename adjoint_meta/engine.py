@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -67,7 +67,7 @@ class Engine:
         self.evaluations = evaluations
         self.compile_seconds = 0.0
         self._programs: dict[Hashable, _Program] = {}
-        self._due: set[str] = set()
+        self._known: dict[str, int] = {}
         self._within = False
         self._warned = False
 
@@ -109,16 +109,22 @@ class Engine:
         signature = (key, *((t.shape, t.dtype, t.device) for t in tensors))
         found = self._programs.get(signature)
         if found is None:
-            found = self._programs[signature] = _Program(self, str(signature) in self._due)
+            patience = self._known.get(str(signature), _PATIENCE) if self.backend == "auto" else 0
+            found = self._programs[signature] = _Program(self, patience)
         return found
 
-    def state(self) -> list[str]:
-        """Return what has been compiled, for `load` in another process to go on as this one would."""
-        return sorted(str(signature) for signature, program in self._programs.items() if program.compiled)
+    def state(self) -> dict[str, int]:
+        """Return how many calls each function still waits to be compiled, for `load` to go on with elsewhere."""
+        return {**self._known, **{str(signature): program.patience for signature, program in self._programs.items()}}
 
-    def load(self, state: Sequence[str]) -> None:
-        """Let "auto" compile these functions when they are first called."""
-        self._due = set(state)
+    def load(self, state: Mapping[str, int]) -> None:
+        """Let "auto" go on counting where another process was; for functions that were not called here yet."""
+        self._known = dict(state)
+
+    @property
+    def replayed(self) -> int:
+        """How many functions have been compiled."""
+        return sum(program.compiled for program in self._programs.values())
 
     def refuse(self, error: Exception) -> None:
         """Say once why something stays eager."""
@@ -168,18 +174,18 @@ class Engine:
 class _Program:
     """A function at given shapes: eager, waiting for "auto" to compile it, or compiled."""
 
-    def __init__(self, engine: Engine, due: bool) -> None:
+    def __init__(self, engine: Engine, patience: int) -> None:
         self._engine = engine
+        self.patience = patience
         self._run: Callable[..., Any] | None = None
         self._shape: _Builder = next
         self._added: Any = None
-        self._patience = _PATIENCE if engine.backend == "auto" and not due else 0
         self._refused = False
 
     @property
     def eager(self) -> bool:
         """Whether the function is to be called as it is."""
-        return self._refused or self._patience > 0
+        return self._refused or self.patience > 0
 
     @property
     def compiled(self) -> bool:
@@ -188,7 +194,7 @@ class _Program:
 
     def rent(self) -> None:
         """Note an eager call."""
-        self._patience -= 1
+        self.patience = max(0, self.patience - 1)
 
     def __call__(self, function: Callable[..., Any], tensors: Sequence[Tensor], eager: Callable[[], Any]) -> Any:
         """Compile if need be, and replay."""
@@ -237,10 +243,11 @@ def _flatten(result: Any, leaves: list[Tensor]) -> _Builder:
         return next
     if result is None:
         return lambda rest: None
-    parts = [_flatten(part, leaves) for part in result]
-    if hasattr(result, "_fields"):
-        return lambda rest: type(result)(*[part(rest) for part in parts])
-    return lambda rest: type(result)([part(rest) for part in parts])
+    # Not the result itself: the closure would keep its tensors.
+    kind, parts = type(result), [_flatten(part, leaves) for part in result]
+    if hasattr(kind, "_fields"):
+        return lambda rest: kind(*[part(rest) for part in parts])
+    return lambda rest: kind([part(rest) for part in parts])
 
 
 def _refusal(error: Exception) -> str:

@@ -242,7 +242,7 @@ class Trainer:
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "progress": vars(self.progress).copy(),
             "rng": torch.get_rng_state(),
-            "compiled": self.learner.engine.state(),
+            "engine": self.learner.engine.state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any], source: str = "the checkpoint") -> None:
@@ -265,7 +265,7 @@ class Trainer:
             raise ValueError(f"{source} was written with another optimiser or scheduler: {error}") from error
         self.best_state = state["best_model"]
         self.progress = Progress(**state["progress"])
-        self.learner.engine.load(state.get("compiled", ()))
+        self.learner.engine.load(state.get("engine", {}))
         torch.set_rng_state(state["rng"].cpu())
 
     @property

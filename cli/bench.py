@@ -125,7 +125,7 @@ def meta_gradient(budget: str, device: str, threads: int, out: Path | None, as_j
 
 
 @command.command()
-@click.option("--budget", default="quick", metavar="quick|full", help="Half a minute (the default), or ten minutes.")
+@click.option("--budget", default="quick", metavar="quick|full", help="Four minutes (the default), or longer.")
 @device_option
 @threads_option
 @out_option

@@ -205,8 +205,10 @@ def resolve(overrides: Mapping[str, Any], experiment: str | None = None, method:
     if wanted.get("name", chosen) != chosen:  # options of another method do not carry over
         wanted = {}
     raw = merge(merge(entry.defaults, overrides), {"experiment": name})
+    kept = dict(entry.methods[chosen])
     # Steps are counted for the default solver: another solver has its own default, and a tolerance replaces them.
-    kept = {k: v for k, v in entry.methods[chosen].items() if k != "steps" or not {"solver", "rtol"} & set(wanted)}
+    if wanted.get("solver", kept.get("solver")) != kept.get("solver") or wanted.get("rtol") is not None:
+        kept.pop("steps", None)
     raw["method"] = {**kept, **wanted, "name": chosen}
     config = validate(raw)
     options = build_dataclass(entry.options, config.task, "task")

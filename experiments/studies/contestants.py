@@ -48,7 +48,7 @@ def _ours(method: Callable[[int], Method]) -> Callable[[Placed, int, str], Run]:
                 # What methods warn of, as steps outside the stability interval, the column of errors shows.
                 warnings.simplefilter("ignore", RuntimeWarning)
                 found = flat(list(learner.meta_gradient(placed.tasks).grad.values()))
-            if backend not in ("auto", "eager") and not learner.engine.state():
+            if backend not in ("auto", "eager") and not learner.engine.replayed:
                 raise RuntimeError(f"backend {backend}: nothing could be compiled here")
             return found
 

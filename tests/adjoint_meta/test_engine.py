@@ -156,7 +156,7 @@ def test_a_backend_that_does_not_exist_is_refused(model):
 
 
 @pytest.mark.usefixtures("interpreted")
-def test_auto_compiles_what_is_called_often_and_goes_on_so_after_a_reload(monkeypatch):
+def test_auto_compiles_what_is_called_often(monkeypatch):
     monkeypatch.setattr(module, "_PATIENCE", 6)
     x, calls = torch.linspace(0, 1, 4), []
 
@@ -171,11 +171,28 @@ def test_auto_compiles_what_is_called_often_and_goes_on_so_after_a_reload(monkey
         assert len(calls) == min(count, 7)  # the seventh call traces, the others replay
     assert engine.compile_seconds > 0
 
-    again = Engine("auto", Evaluations())
-    key = next(iter(engine._programs))
-    again.load([str(key)])
-    again("double", double, x)
-    assert again.compile_seconds > 0 and again.state() == [str(key)]
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("before", [0, 2, 6, 9])
+def test_auto_goes_on_counting_after_a_reload(monkeypatch, before):
+    monkeypatch.setattr(module, "_PATIENCE", 6)
+    x, first, calls = torch.ones(2), Engine("auto", Evaluations()), []
+
+    def double(value):
+        calls.append(1)
+        return 2 * value
+
+    for _ in range(before):
+        first("double", double, x)
+    # A state that was loaded and not used yet is handed on.
+    middle, last = Engine("auto", Evaluations()), Engine("auto", Evaluations())
+    middle.load(first.state())
+    last.load(middle.state())
+    calls.clear()
+    for _ in range(10):
+        last("double", double, x)
+    assert len(calls) == max(6 - before, 0) + 1  # the eager calls that were left, and the trace
+    assert last.replayed == 1
 
 
 @pytest.mark.usefixtures("interpreted")
@@ -188,7 +205,7 @@ def test_what_is_called_within_a_function_does_not_wait_by_itself(monkeypatch):
 
     for _ in range(4):
         assert torch.equal(engine("outer", outer, torch.ones(2)), torch.full((2,), 4.0))
-    assert len(engine.state()) == 1 and "outer" in engine.state()[0]
+    assert engine.replayed == 1 and ["outer" in key for key in engine.state()] == [True]
 
 
 @pytest.mark.usefixtures("interpreted")
@@ -211,7 +228,7 @@ def test_a_copy_compiles_its_own(model, tasks):
     eager, compiled = pair(model, FOMAML(1, 0.1))
     agree(eager, compiled, tasks)
     for other in (copy.deepcopy(compiled), pickle.loads(pickle.dumps(compiled))):
-        assert other.engine.state() == [] and other.engine.evaluations is other.evaluations
+        assert other.engine.state() == {} and other.engine.evaluations is other.evaluations
 
 
 # Memory
