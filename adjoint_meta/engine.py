@@ -109,13 +109,12 @@ class Engine:
         signature = (key, *((t.shape, t.dtype, t.device) for t in tensors))
         found = self._programs.get(signature)
         if found is None:
-            patience = self._known.get(str(signature), _PATIENCE) if self.backend == "auto" else 0
-            found = self._programs[signature] = _Program(self, patience)
+            found = self._programs[signature] = _Program(self, self._known.get(str(signature), 0))
         return found
 
     def state(self) -> dict[str, int]:
-        """Return how many calls each function still waits to be compiled, for `load` to go on with elsewhere."""
-        return {**self._known, **{str(signature): program.patience for signature, program in self._programs.items()}}
+        """Return how often each function was called before it was compiled, for `load` to go on with elsewhere."""
+        return {**self._known, **{str(signature): program.calls for signature, program in self._programs.items()}}
 
     def load(self, state: Mapping[str, int]) -> None:
         """Let "auto" go on counting where another process was; for functions that were not called here yet."""
@@ -174,9 +173,10 @@ class Engine:
 class _Program:
     """A function at given shapes: eager, waiting for "auto" to compile it, or compiled."""
 
-    def __init__(self, engine: Engine, patience: int) -> None:
+    def __init__(self, engine: Engine, calls: int) -> None:
         self._engine = engine
-        self.patience = patience
+        self._patience = _PATIENCE if engine.backend == "auto" else 0
+        self.calls = calls
         self._run: Callable[..., Any] | None = None
         self._shape: _Builder = next
         self._added: Any = None
@@ -185,7 +185,7 @@ class _Program:
     @property
     def eager(self) -> bool:
         """Whether the function is to be called as it is."""
-        return self._refused or self.patience > 0
+        return self._refused or self.calls < self._patience
 
     @property
     def compiled(self) -> bool:
@@ -194,7 +194,7 @@ class _Program:
 
     def rent(self) -> None:
         """Note an eager call."""
-        self.patience = max(0, self.patience - 1)
+        self.calls += 1
 
     def __call__(self, function: Callable[..., Any], tensors: Sequence[Tensor], eager: Callable[[], Any]) -> Any:
         """Compile if need be, and replay."""
