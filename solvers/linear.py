@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,9 @@ from .solution import Status, raise_if_failed, statuses
 
 # A batched product: [rows, P] → [rows, P], symmetric in each row.
 MatVec = Callable[[Tensor], Tensor]
+
+# Steps of conjugate gradients between two looks at whether any row still runs.
+ROUND = 5
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,55 @@ class LinearInfo:
         raise_if_failed("the linear solve", self.codes, acceptable)
 
 
+class CGState(NamedTuple):
+    """Where conjugate gradients stand: every row's iterate x, residual r and direction p, ``[rows, P]``, and ‖r‖².
+
+    Args:
+        bound: ‖r‖ at which a row is done, ``[rows]``.
+        codes: `Status` codes; a row that has not ended holds ``MAX_STEPS``, ``[rows]``.
+        steps: steps that changed the row, ``[rows]``.
+    """
+
+    x: Tensor
+    r: Tensor
+    p: Tensor
+    rho: Tensor
+    bound: Tensor
+    codes: Tensor
+    steps: Tensor
+
+
+def cg_step(matvec: MatVec, state: CGState) -> CGState:
+    """Return the state one step on, without a look at it from the host; rows that have stopped do not change."""
+    x, r, p, rho, bound, codes, steps = state
+    running = codes == Status.MAX_STEPS.code
+    ap = _product(matvec, p)
+    curvature = _dot(p, ap)
+    # Curvature within rounding of zero is a breakdown, not a sign: A p may be pure noise there.
+    noise = torch.finfo(p.dtype).eps * torch.linalg.vector_norm(p, dim=1) * torch.linalg.vector_norm(ap, dim=1)
+    sound = curvature.abs() > noise
+    negative = running & sound & (curvature < 0)
+    moving = running & sound & ~negative
+    codes = torch.where(running & ~sound, Status.BREAKDOWN.code, codes)
+    codes = torch.where(negative, Status.NEGATIVE_CURVATURE.code, codes)
+
+    alpha = torch.where(moving, rho / curvature, 0.0)[:, None]
+    x = torch.where(moving[:, None], x + alpha * p, x)
+    r = torch.where(moving[:, None], r - alpha * ap, r)
+    rho_next = _dot(r, r)
+    codes = torch.where(moving & _done(rho_next, bound), Status.SUCCESS.code, codes)
+    p = torch.where(moving[:, None], r + (rho_next / rho)[:, None] * p, p)
+    return CGState(x, r, p, rho_next, bound, codes, steps + moving)
+
+
 def conjugate_gradient(
-    matvec: MatVec, b: Tensor, *, x0: Tensor | None = None, tol: float = 1e-6, max_steps: int = 20
+    matvec: MatVec,
+    b: Tensor,
+    *,
+    x0: Tensor | None = None,
+    tol: float = 1e-6,
+    max_steps: int = 20,
+    advance: Callable[[CGState, int], CGState] | None = None,
 ) -> tuple[Tensor, LinearInfo]:
     """Solve A x = b for symmetric positive definite A by conjugate gradients, every row on its own.
 
@@ -56,6 +107,7 @@ def conjugate_gradient(
         x0: where to start, shape ``[rows, P]``; zero, which saves a product, when ``None``.
         tol: relative residual at which a row is done; 0 always takes ``max_steps``, or stops at an exact solution.
         max_steps: most steps a row may take.
+        advance: takes a few steps with the same A at once, given their number; `cg_step` with ``matvec`` if ``None``.
 
     Returns:
         The solution ``[rows, P]`` and its `LinearInfo`. A failed row is reported there, not raised.
@@ -76,39 +128,25 @@ def conjugate_gradient(
         r, products = b - _product(matvec, x0), 1
         unit = _power_of_two(torch.maximum(b.abs(), r.abs()))
         b, x, r = b / unit, x0 / unit, r / unit
-    p = r.clone()
     rho = _dot(r, r)
     bound = tol * torch.linalg.vector_norm(b, dim=1)
     codes = torch.full_like(rho, Status.MAX_STEPS.code, dtype=torch.long)
-    codes[_done(rho, bound)] = Status.SUCCESS.code
-    codes[~torch.isfinite(rho)] = Status.BREAKDOWN.code
-    steps = torch.zeros_like(codes)
+    codes = torch.where(_done(rho, bound), Status.SUCCESS.code, codes)
+    codes = torch.where(torch.isfinite(rho), codes, Status.BREAKDOWN.code)
+    state = CGState(x, r, r.clone(), rho, bound, codes, torch.zeros_like(codes))
 
-    for _ in range(max_steps):
-        running = codes == Status.MAX_STEPS.code
-        if not running.any():
-            break
-        ap = _product(matvec, p)
-        products += 1
-        curvature = _dot(p, ap)
-        # Curvature within rounding of zero is a breakdown, not a sign: A p may be pure noise there.
-        noise = torch.finfo(b.dtype).eps * torch.linalg.vector_norm(p, dim=1) * torch.linalg.vector_norm(ap, dim=1)
-        broken = running & ~(curvature.abs() > noise)
-        negative = running & ~broken & (curvature < 0)
-        codes[broken] = Status.BREAKDOWN.code
-        codes[negative] = Status.NEGATIVE_CURVATURE.code
-        moving = running & ~broken & ~negative
-
-        alpha = torch.where(moving, rho / curvature, 0.0)[:, None]
-        x = torch.where(moving[:, None], x + alpha * p, x)
-        r = torch.where(moving[:, None], r - alpha * ap, r)
-        steps += moving
-        rho_next = _dot(r, r)
-        codes[moving & _done(rho_next, bound)] = Status.SUCCESS.code
-        p = torch.where(moving[:, None], r + (rho_next / rho)[:, None] * p, p)
-        rho = rho_next
-
-    return x * unit, LinearInfo(steps, _relative(rho.sqrt(), b), codes, products)
+    # To ask whether any row still runs makes the host wait for the device, which costs more than a few steps in vain.
+    pace = ROUND if advance is not None or b.device.type != "cpu" else 1
+    taken = 0
+    while taken < max_steps and bool((state.codes == Status.MAX_STEPS.code).any()):
+        count = min(pace, max_steps - taken)
+        if advance is not None:
+            state = advance(state, count)
+        else:
+            for _ in range(count):
+                state = cg_step(matvec, state)
+        taken += count
+    return state.x * unit, LinearInfo(state.steps, _relative(state.rho.sqrt(), b), state.codes, products + taken)
 
 
 def neumann_series(matvec: MatVec, b: Tensor, *, scale: float, steps: int) -> tuple[Tensor, LinearInfo]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,10 +10,12 @@ import torch
 from torch import Tensor
 
 from adjoint_meta.adaptation import GradientFlow
+from adjoint_meta.compiled_cg import advance
+from adjoint_meta.curvature import ChunkedLinearisation
 from adjoint_meta.descent import descend
 from adjoint_meta.problem import Problem
 from adjoint_meta.solvers import checks
-from adjoint_meta.solvers.linear import LinearInfo, conjugate_gradient
+from adjoint_meta.solvers.linear import LinearInfo, MatVec, conjugate_gradient
 from adjoint_meta.solvers.solution import Status, finite_codes, raise_if_failed
 
 from .base import Adapted, Hyper, Method, Pullback
@@ -85,34 +86,41 @@ class ImplicitMAML(Method):
     def solve(self, problem: Problem, theta: Tensor, hyper: Hyper) -> Adapted:
         """Minimise, and return the pullback through the minimiser."""
         phi = self.adapt(problem, theta, hyper)
-        proximal = hyper.get("proximal", self.proximal)
+        flow = self._flow(problem, theta, hyper)
         stats: dict[str, object] = {}
 
         def pullback(c: Tensor) -> Pullback:
             linear = problem.linearise(phi)
-
-            def hessian(v: Tensor) -> Tensor:
-                if self.curvature == "ggn":
-                    return problem.gauss_newton(phi, v)
-                return linear.product(v, keep=True)[1].phi
-
-            def matvec(v: Tensor) -> Tensor:
-                if self.variant == "released":
-                    return 2 * v + hessian(v) / (proximal + 10)
-                return v + hessian(v) / proximal
-
-            g = self._invert(matvec, c, stats)
+            g = self._invert(flow, linear, phi, c, stats)
             psi = torch.zeros_like(problem.psi)
             if psi.numel() > 0:
-                psi = -linear.product(g)[1].psi / proximal
-            return Pullback(g, psi, {"proximal": -(g * (phi - theta)).sum() / proximal} if hyper else {})
+                psi = -linear.product(g)[1].psi / flow.proximal
+            return Pullback(g, psi, {"proximal": -(g * (phi - theta)).sum() / flow.proximal} if hyper else {})
 
         return Adapted(phi, pullback, stats)
 
-    def _invert(self, matvec: Callable[[Tensor], Tensor], c: Tensor, stats: dict[str, object]) -> Tensor:
+    def _operator(self, flow: GradientFlow, linear: ChunkedLinearisation, phi: Tensor) -> MatVec:
+        """Return v ↦ (I + H/λ) v at the minimiser, or the variant's."""
+
+        def matvec(v: Tensor) -> Tensor:
+            gauss_newton = self.curvature == "ggn"
+            product = flow.problem.gauss_newton(phi, v) if gauss_newton else linear.product(v, keep=True)[1].phi
+            return v + product / flow.proximal if self.variant == "paper" else 2 * v + product / (flow.proximal + 10)
+
+        return matvec
+
+    def _invert(
+        self, flow: GradientFlow, linear: ChunkedLinearisation, phi: Tensor, c: Tensor, stats: dict[str, object]
+    ) -> Tensor:
         if self.cg_steps == 0:
             return c
-        g, info = conjugate_gradient(matvec, c, tol=self.cg_tol, max_steps=self.cg_steps)
+        g, info = conjugate_gradient(
+            self._operator(flow, linear, phi),
+            c,
+            tol=self.cg_tol,
+            max_steps=self.cg_steps,
+            advance=advance(flow, linear, phi, self._operator, (self.curvature, self.variant)),
+        )
         # A task whose very first direction fails has no iterate; the first-order gradient c is what 0 CG steps give.
         g = torch.where((info.steps == 0)[:, None], c, g)
         _warn_if_indefinite(info, torch.isfinite(c).all(dim=1))

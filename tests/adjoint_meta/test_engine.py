@@ -58,6 +58,10 @@ METHODS = {
     "learned": (AdjointMAML(0.5, "heun", 2, proximal=0.3, learn=("horizon", "proximal", "rates")), {}),
     "adaptive": (AdjointMAML(1.0, "bosh3", rtol=1e-2), {}),
     "implicit": (ImplicitMAML(2.0, steps=5, inner_lr=0.1, cg_steps=3), {}),
+    "implicit, learned": (ImplicitMAML(2.0, 5, 0.1, cg_steps=7, cg_tol=0.0, learn=("proximal",)), {}),
+    "implicit, shared parameters": (ImplicitMAML(2.0, steps=5, inner_lr=0.1, cg_steps=2), {"adapt": "2.*"}),
+    "implicit, Gauss-Newton": (ImplicitMAML(2.0, steps=5, inner_lr=0.1, cg_steps=3, curvature="ggn"), {}),
+    "implicit, released": (ImplicitMAML(2.0, steps=5, inner_lr=0.1, cg_steps=3, variant="released"), {}),
     "first order": (FOMAML(3, 0.1), {}),
     "chunks": (MAML(2, 0.1), {"chunk_size": 2}),
 }
