@@ -12,9 +12,10 @@ from .options import json_option
 @click.command(name="list")
 @json_option
 def command(as_json: bool) -> None:
-    """List experiments, methods and solvers, one line each."""
+    """List experiments, methods, solvers and studies, one line each."""
     from adjoint_meta.experiments.config import METHODS
     from adjoint_meta.experiments.registry import EXPERIMENTS
+    from adjoint_meta.experiments.studies.catalogue import STUDIES
     from adjoint_meta.inner_solvers import IMPLICIT, AutomaticSteps
     from adjoint_meta.solvers import TABLEAUS, Chebyshev
 
@@ -25,6 +26,7 @@ def command(as_json: bool) -> None:
         "experiments": {name: entry.summary for name, entry in EXPERIMENTS.items()},
         "methods": {name: _first_sentence(kind.__doc__) for name, kind in METHODS.items()},
         "solvers": solvers,
+        "studies": {name: study.summary for name, study in STUDIES.items()},
     }
     if as_json:
         click.echo(json.dumps(listing))

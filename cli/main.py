@@ -18,7 +18,9 @@ import adjoint_meta
 COMMANDS = {
     "train": ("train", "Meta-train on an experiment and test the result."),
     "evaluate": ("evaluate", "Test a trained run again."),
-    "list": ("listing", "List experiments, methods and solvers."),
+    "compare": ("compare", "Compare methods on one experiment, with intervals and paired tests."),
+    "reproduce": ("reproduce", "Make the figures and tables of the papers again."),
+    "list": ("listing", "List experiments, methods, solvers and studies."),
     "data": ("data", "List, fetch, add and verify data sets."),
     "check-grad": ("check_grad", "Compare meta-gradients with exact reverse mode."),
     "bench": ("bench", "Measure solvers, adjoints and meta-gradients beside the A-MAML paper and other packages."),

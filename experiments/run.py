@@ -24,7 +24,7 @@ from .measure import peak_memory_bytes
 from .outer import build_outer, check_outer
 from .prepare import Prepared, prepare
 from .run_directory import MetricsLog, RunDirectory, read_metrics, write_atomically
-from .summary import figures, verdict
+from .summary import figures, outcomes, verdict
 
 Observer = Callable[[dict[str, Any]], None]
 
@@ -222,8 +222,9 @@ def finish(fitted: Fitted) -> dict[str, Any]:
 
 
 def _leave(fitted: Fitted, summary: Mapping[str, Any], result: Evaluation, adam: Sequence[tuple[int, Tensor]]) -> None:
-    """Write summary and pictures."""
+    """Write what came out for each task, pictures and, last, the summary: a run that has one is finished."""
     prepared, experiment, directory = fitted.prepared, fitted.prepared.experiment, fitted.directory
+    write_atomically(directory.outcomes, json.dumps(outcomes(experiment, result, adam), allow_nan=False) + "\n")
     records = read_metrics(directory.metrics)
     plots.save(plots.curves(records, experiment, result, adam, title=_title(prepared)), directory.curves)
     if experiment.scene is not None:

@@ -32,6 +32,7 @@ class RunDirectory:
         self.metrics = path / "metrics.jsonl"
         self.checkpoint = path / "checkpoint.pt"
         self.summary = path / "summary.json"
+        self.outcomes = path / "outcomes.json"
         self.curves = path / "curves.png"
         self.adaptation = path / "adaptation.png"
         self.events = path / "events"

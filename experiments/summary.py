@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -21,6 +22,26 @@ def figures(experiment: Experiment, result: Evaluation) -> dict[str, Any]:
         tasks = len(result.after)
         summary["baselines"] = {name: float(value[:tasks].mean()) for name, value in experiment.baselines.items()}
     return summary
+
+
+def outcomes(experiment: Experiment, result: Evaluation, adam: Sequence[tuple[int, Tensor]]) -> dict[str, Any]:
+    """Return the metric of every test task, before and after, of the baselines, and by epochs of Adam.
+
+    Comparisons are paired by task, so they need each; a value that is not finite becomes ``None``.
+    """
+    tasks = len(result.after)
+    return {
+        "metric": experiment.metric,
+        "units": dict(experiment.units),
+        "before": _values(result.before),
+        "after": _values(result.after),
+        "baselines": {name: _values(value[:tasks]) for name, value in experiment.baselines.items()},
+        "adam": {str(epoch): _values(values) for epoch, values in adam},
+    }
+
+
+def _values(values: Tensor) -> list[float | None]:
+    return [value if math.isfinite(value) else None for value in values.double().tolist()]
 
 
 def verdict(experiment: Experiment, result: Evaluation) -> str:

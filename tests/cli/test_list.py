@@ -5,9 +5,10 @@ from click.testing import CliRunner
 from adjoint_meta.cli.listing import command
 from adjoint_meta.experiments.config import METHODS
 from adjoint_meta.experiments.registry import EXPERIMENTS
+from adjoint_meta.experiments.studies.catalogue import STUDIES
 from adjoint_meta.inner_solvers import SOLVERS
 
-KINDS = {"experiments": EXPERIMENTS, "methods": METHODS, "solvers": SOLVERS}
+KINDS = {"experiments": EXPERIMENTS, "methods": METHODS, "solvers": SOLVERS, "studies": STUDIES}
 
 
 def run(*arguments):

@@ -108,6 +108,7 @@ def test_the_files_are_those_of_the_contract(finished):
         "metrics.jsonl",
         "checkpoint.pt",
         "summary.json",
+        "outcomes.json",
         "curves.png",
         "adaptation.png",
     }

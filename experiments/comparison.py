@@ -1,0 +1,176 @@
+"""Methods side by side on one experiment: equal meta-steps, tasks in the same order, the same initialisation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from adjoint_meta.solvers import checks
+
+from .config import METHODS
+from .crew import Finished, Job
+from .registry import resolve
+from .statistics import Interval, Values, interval, order, wilcoxon
+
+
+def parse_methods(text: str) -> dict[str, dict[str, Any]]:
+    """Turn ``"adjoint,maml:steps=50"`` into options by label: a name, and options of the method after colons.
+
+    Raises:
+        ValueError: for an unknown name, with its neighbours, an option without a value, or a name twice.
+    """
+    methods: dict[str, dict[str, Any]] = {}
+    for label in (part.strip() for part in text.split(",")):
+        name, *options = label.split(":")
+        checks.one_of("method", name, METHODS)
+        if label in methods:
+            raise ValueError(f"method {label!r} is named twice")
+        methods[label] = {"name": name}
+        for option in options:
+            key, equals, value = option.partition("=")
+            if not equals or not key:
+                raise ValueError(f"{label!r}: expected options as maml:steps=50, got {option!r}")
+            methods[label][key] = yaml.safe_load(value)
+    return methods
+
+
+def jobs(
+    experiment: str,
+    methods: Mapping[str, Mapping[str, Any]],
+    seeds: Sequence[int],
+    keys: Mapping[str, Any],
+    out: Path,
+) -> list[Job]:
+    """Return the runs of a comparison, seed by seed; a seed decides tasks, their order and the initialisation.
+
+    Args:
+        methods: options by label.
+        keys: configuration that all share.
+
+    Raises:
+        ValueError: if a configuration cannot work.
+    """
+    return [
+        Job(label, resolve({**keys, "method": dict(method), "seed": seed}, experiment), _path(out, label, seed))
+        for seed in seeds
+        for label, method in methods.items()
+    ]
+
+
+def _path(out: Path, label: str, seed: int) -> Path:
+    return out / "runs" / f"{label.replace(':', '-').replace('=', '-')}" / f"seed-{seed}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Finished runs of several methods with the same seeds.
+
+    Args:
+        runs: by method, one a seed.
+    """
+
+    runs: Mapping[str, Sequence[Finished]]
+
+    @classmethod
+    def of(cls, finished: Sequence[Finished]) -> Comparison:
+        """Sort runs by method."""
+        runs: dict[str, list[Finished]] = {}
+        for each in finished:
+            runs.setdefault(each.job.name, []).append(each)
+        return cls(runs)
+
+    @property
+    def metric(self) -> str:
+        """What is measured; smaller is better."""
+        metric: str = self._first.outcomes["metric"]
+        return metric
+
+    @property
+    def units(self) -> dict[str, float]:
+        """The metric in other units, as factors."""
+        units: dict[str, float] = self._first.outcomes["units"]
+        return units
+
+    @property
+    def _first(self) -> Finished:
+        return next(iter(self.runs.values()))[0]
+
+    def values(self, method: str, when: str = "after") -> Values:
+        """Return the metric ``[seeds, tasks]``, "before" or "after" the method's own adaptation."""
+        return np.array([each.outcomes[when] for each in self.runs[method]], dtype=float)
+
+    def baselines(self) -> dict[str, Values]:
+        """Return the baselines' metric ``[seeds, tasks]``."""
+        some = next(iter(self.runs.values()))
+        names = some[0].outcomes["baselines"]
+        return {name: np.array([each.outcomes["baselines"][name] for each in some], dtype=float) for name in names}
+
+    def adam(self, method: str) -> dict[int, Values]:
+        """Return the metric ``[seeds, tasks]`` by epochs of Adam; empty if there were none."""
+        epochs = self.runs[method][0].outcomes["adam"]
+        return {
+            int(epoch): np.array([each.outcomes["adam"][epoch] for each in self.runs[method]], dtype=float)
+            for epoch in epochs
+        }
+
+    def mean(self, method: str, key: str) -> float:
+        """Return a figure of the summaries, averaged over seeds, such as ``seconds_per_meta_step``."""
+        return float(np.mean([each.summary[key] for each in self.runs[method]]))
+
+    def ordering(self, when: str = "after") -> str:
+        """Return which method is best, and which cannot be told from it."""
+        return order({name: self.values(name, when) for name in self.runs}).sentence()
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Return the figures that everyone asks for: columns, and a row a method, best first."""
+        after = {name: self.values(name) for name in self.runs}
+        ranked = order(after)
+        p = dict(zip(ranked.names[1:], ranked.p, strict=True))
+        columns = ["", "before", "after", "p against best", "s / meta-step", "gradients + HVPs", "peak MiB"]
+        rows = []
+        for name in ranked.names:
+            best = name == ranked.names[0]
+            rows.append(
+                [
+                    name,
+                    str(interval(self.values(name, "before"))),
+                    f"{'*' if best else ''}{interval(after[name])}",
+                    "–" if best else f"{p[name]:.2g}",
+                    f"{self.mean(name, 'seconds_per_meta_step'):.3g}",
+                    f"{self.mean(name, 'n_grad_per_meta_step'):.0f} + {self.mean(name, 'n_hvp_per_meta_step'):.0f}",
+                    f"{self.mean(name, 'peak_memory_bytes') / 2**20:.0f}",
+                ]
+            )
+        for name, values in self.baselines().items():
+            best_p = wilcoxon(after[ranked.names[0]], values)
+            rows.append([name.replace("_", " "), "", str(interval(values)), f"{best_p:.2g}", "", "", ""])
+        return columns, rows
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return the same numbers, one mapping a method, seed and moment."""
+        found = []
+        for name, runs in self.runs.items():
+            for each in runs:
+                for when in ("before", "after"):
+                    of: Interval = interval(np.array([each.outcomes[when]], dtype=float))
+                    found.append(
+                        {
+                            "experiment": each.summary["experiment"],
+                            "method": name,
+                            "seed": each.summary["seed"],
+                            "when": when,
+                            self.metric: of.mean,
+                            "ci95": of.half,
+                            "tasks": len(each.outcomes[when]),
+                            "seconds_per_meta_step": each.summary["seconds_per_meta_step"],
+                            "n_grad_per_meta_step": each.summary["n_grad_per_meta_step"],
+                            "n_hvp_per_meta_step": each.summary["n_hvp_per_meta_step"],
+                            "peak_memory_bytes": each.summary["peak_memory_bytes"],
+                        }
+                    )
+        return found

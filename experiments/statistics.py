@@ -1,0 +1,100 @@
+"""Means with intervals over test tasks and seeds, and paired comparisons of methods."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+Values = NDArray[np.float64]
+
+# Of the bootstrap: enough for two digits of a half-width.
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and the half-width of its 95 % interval."""
+
+    mean: float
+    half: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} ± {self.half:.3f}"
+
+
+def interval(values: Values) -> Interval:
+    """Return the mean of ``[seeds, tasks]`` with its 95 % interval over both.
+
+    The tasks of a seed share one trained initialisation, so a bootstrap resamples seeds, then tasks within each
+    (Davison and Hinkley 1997, section 3.8); with one seed it is 1.96 standard errors over its tasks.
+    """
+    seeds, tasks = values.shape
+    mean = float(values.mean())
+    if seeds == 1:
+        return Interval(mean, 1.96 * float(values.std(ddof=1)) / math.sqrt(tasks) if tasks > 1 else math.nan)
+    draw = np.random.default_rng(0)
+    chosen = draw.integers(seeds, size=(_RESAMPLES, seeds, 1))
+    among = draw.integers(tasks, size=(_RESAMPLES, seeds, tasks))
+    return Interval(mean, 1.96 * float(values[chosen, among].mean(axis=(1, 2)).std(ddof=1)))
+
+
+def wilcoxon(ours: Values, theirs: Values) -> float:
+    """Return the p-value of Wilcoxon's signed-rank test (two-sided) on differences paired by seed and task."""
+    difference = (ours - theirs).ravel()
+    if not difference.any():
+        return 1.0
+    return float(stats.wilcoxon(difference).pvalue)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Return p-values adjusted for their number (Holm 1979)."""
+    adjusted, largest = [0.0] * len(p), 0.0
+    for rank, index in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
+        largest = max(largest, min(1.0, (len(p) - rank) * p[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+@dataclass(frozen=True)
+class Ordering:
+    """Methods from the best (smallest mean) on, and how sure one is that the best is better.
+
+    Args:
+        names: best first.
+        p: of the best against each of the others, Holm-adjusted, in the order of ``names[1:]``.
+    """
+
+    names: list[str]
+    p: list[float]
+
+    @property
+    def tied(self) -> list[str]:
+        """Methods that the test cannot tell from the best at the 5 % level."""
+        return [name for name, p in zip(self.names[1:], self.p, strict=True) if p >= 0.05]
+
+    def sentence(self) -> str:
+        """Return the statement that follows from the data."""
+        best, others = self.names[0], self.names[1:]
+        if not others:
+            return f"{best} alone was run."
+        behind = [name for name in others if name not in self.tied]
+        test = "paired Wilcoxon over test tasks, Holm-adjusted, 5 % level"
+        if not self.tied:
+            return f"{best} is best, ahead of {_and(behind)} ({test}; largest p = {max(self.p):.2g})."
+        ahead = f" and ahead of {_and(behind)}" if behind else ""
+        return f"{best} has the smallest mean, not told apart from {_and(self.tied)}{ahead} ({test})."
+
+
+def order(values: Mapping[str, Values]) -> Ordering:
+    """Order methods by their means ``[seeds, tasks]``, and test the best against the others."""
+    names = sorted(values, key=lambda name: float(values[name].mean()))
+    return Ordering(names, holm([wilcoxon(values[names[0]], values[name]) for name in names[1:]]))
+
+
+def _and(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -1,0 +1,7 @@
+"""The studies by name."""
+
+from __future__ import annotations
+
+from .study import Study
+
+STUDIES: dict[str, Study] = {}

@@ -1,0 +1,93 @@
+"""What all studies share: their setting, a directory of their own, and results that survive an interruption."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..crew import Observer
+from ..report import Report
+from ..run import Interrupted
+from ..run_directory import write_atomically
+from .results import make_directory
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and how a study runs.
+
+    Args:
+        budget: "quick" or "full".
+        out: its directory.
+        data_dir: where data sets lie; see `load_ratings`.
+        jobs: processes at once.
+        device: "auto", "cpu" or "cuda".
+        observe: sees how far the study is.
+        should_stop: asked now and then; the study can be continued.
+    """
+
+    budget: str
+    out: Path
+    data_dir: Path | None = None
+    jobs: int = 1
+    device: str = "auto"
+    observe: Observer = lambda done, total, what: None
+    should_stop: Callable[[], bool] = lambda: False
+
+    def cell(self, key: str, compute: Callable[[], Any]) -> Any:
+        """Return ``compute()``, plain data, from the study's directory if an earlier call got that far.
+
+        Args:
+            key: a file name, of what is computed.
+
+        Raises:
+            Interrupted: if the study is to stop before it computes this.
+        """
+        path = self.out / "cells" / f"{key}.json"
+        if path.exists():
+            return json.loads(path.read_text(encoding="utf-8"))
+        if self.should_stop():
+            raise Interrupted(0)
+        found = compute()
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, json.dumps(found, allow_nan=False))
+        return json.loads(path.read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study of the catalogue.
+
+    Args:
+        summary: one line for the list.
+        run: does it, or goes on with it, and returns the report.
+    """
+
+    summary: str
+    run: Callable[[Setting], Report]
+
+
+def claim(out: Path, identity: Mapping[str, Any]) -> None:
+    """Make the directory that of one study or comparison, or see that it is.
+
+    Raises:
+        ValueError: if it holds another one, or something else, or cannot be written to.
+    """
+    note = out / "study.json"
+    if note.exists():
+        held = json.loads(note.read_text(encoding="utf-8"))
+        if held != dict(identity):
+            differing = [key for key in {**held, **identity} if held.get(key) != identity.get(key)]
+            first = differing[0]
+            raise ValueError(
+                f"{out} holds other results: {first} is {held.get(first)!r} there, {identity.get(first)!r} here; "
+                "choose another --out"
+            )
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is not empty, and holds no study that could be continued; choose another --out")
+    make_directory(out)
+    write_atomically(note, json.dumps(dict(identity), indent=1) + "\n")
