@@ -10,7 +10,7 @@ import click
 from .options import data_dir_option, json_option
 from .studies import long_work, show_report
 
-jobs_option = click.option("--jobs", default=1, metavar="N", help="Processes at once; 1 when not given.")
+jobs_option = click.option("--jobs", type=int, metavar="N", help="Processes at once; else one a core, up to 8.")
 
 
 @click.command(name="compare")
@@ -29,7 +29,7 @@ def command(
     seeds: int,
     assignments: tuple[str, ...],
     out: Path | None,
-    jobs: int,
+    jobs: int | None,
     device: str | None,
     data_dir: Path | None,
     as_json: bool,
@@ -42,13 +42,12 @@ def command(
     """
     from adjoint_meta.experiments import comparison, comparison_report
     from adjoint_meta.experiments.config import parse_assignments
-    from adjoint_meta.experiments.crew import work
+    from adjoint_meta.experiments.crew import processes, work
     from adjoint_meta.experiments.report import write
     from adjoint_meta.experiments.studies.study import claim
     from adjoint_meta.solvers import checks
 
     checks.count("seeds", seeds)
-    checks.count("jobs", jobs)
     keys = parse_assignments(assignments)
     if "method" in keys or "seed" in keys:
         raise ValueError("compare sets method and seed itself; write options of a method as maml:steps=50")
@@ -59,16 +58,16 @@ def command(
     planned = comparison.jobs(experiment, methods, range(seeds), keys, folder)
     identity = {"command": "compare", "experiment": experiment, "methods": list(methods), "seeds": seeds, "keys": keys}
     claim(folder, identity)
-    again = _command(experiment, names, seeds, assignments, folder, jobs)
+    again = _command(experiment, names, seeds, assignments, folder)
     with long_work(again) as (show, stop):
-        finished = work(planned, processes=jobs, data_dir=data_dir, observe=show, should_stop=stop)
+        finished = work(planned, processes=processes(jobs, device), data_dir=data_dir, observe=show, should_stop=stop)
     setting = {"meta-steps": planned[0].config.meta_steps, "seeds": seeds, "methods": ", ".join(methods)}
     report = comparison_report.report(experiment, comparison.Comparison.of(finished), range(seeds), setting)
     show_report(report, write(report, folder, again), folder, as_json)
 
 
-def _command(experiment: str, names: str, seeds: int, assignments: tuple[str, ...], out: Path, jobs: int) -> str:
+def _command(experiment: str, names: str, seeds: int, assignments: tuple[str, ...], out: Path) -> str:
     words = ["adjoint-meta", "compare", experiment, "--methods", names, "--seeds", str(seeds)]
     for assignment in assignments:
         words += ["--set", assignment]
-    return shlex.join([*words, "--out", str(out), *(["--jobs", str(jobs)] if jobs > 1 else [])])
+    return shlex.join([*words, "--out", str(out)])

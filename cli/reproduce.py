@@ -21,14 +21,14 @@ from .studies import long_work, show_report
 @data_dir_option
 @json_option
 def command(
-    study: str, budget: str, out: Path | None, jobs: int, device: str, data_dir: Path | None, as_json: bool
+    study: str, budget: str, out: Path | None, jobs: int | None, device: str, data_dir: Path | None, as_json: bool
 ) -> None:
     """Make a figure or table of the papers again: STUDY is a name of `adjoint-meta list`.
 
     The directory gets report.html, which needs no other file, its tables as Markdown and CSV, the pictures as PNG and
     SVG, and results.json. The same command goes on with an interrupted study, and skips what is finished.
     """
-    from adjoint_meta.experiments.prepare import choose_device
+    from adjoint_meta.experiments.crew import processes
     from adjoint_meta.experiments.report import write
     from adjoint_meta.experiments.studies.catalogue import STUDIES
     from adjoint_meta.experiments.studies.study import Setting, claim
@@ -36,12 +36,10 @@ def command(
 
     chosen = STUDIES[checks.one_of("study", study, STUDIES)]
     checks.one_of("budget", budget, ("quick", "full"))
-    checks.count("jobs", jobs)
-    choose_device(device)
+    count = processes(jobs, device)
     folder = out or Path("runs") / f"{study}-{budget}"
     claim(folder, {"command": "reproduce", "study": study, "budget": budget})
-    words = ["adjoint-meta", "reproduce", study, "--budget", budget, "--out", str(folder)]
-    again = shlex.join([*words, *(["--jobs", str(jobs)] if jobs > 1 else [])])
+    again = shlex.join(["adjoint-meta", "reproduce", study, "--budget", budget, "--out", str(folder)])
     with long_work(again) as (show, stop):
-        report = chosen.run(Setting(budget, folder, data_dir, jobs, device, show, stop))
+        report = chosen.run(Setting(budget, folder, data_dir, count, device, show, stop))
     show_report(report, write(report, folder, again), folder, as_json)

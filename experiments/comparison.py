@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,12 @@ def jobs(
 
 
 def _path(out: Path, label: str, seed: int) -> Path:
-    return out / "runs" / f"{label.replace(':', '-').replace('=', '-')}" / f"seed-{seed}"
+    return out / "runs" / slug(label) / f"seed-{seed}"
+
+
+def slug(label: str) -> str:
+    """Return a label as the name of a directory."""
+    return re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-")
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,11 @@ class Comparison:
     def mean(self, method: str, key: str) -> float:
         """Return a figure of the summaries, averaged over seeds, such as ``seconds_per_meta_step``."""
         return float(np.mean([each.summary[key] for each in self.runs[method]]))
+
+    @property
+    def best(self) -> str:
+        """The method with the smallest mean after adaptation."""
+        return order({name: self.values(name) for name in self.runs}).names[0]
 
     def ordering(self, when: str = "after") -> str:
         """Return which method is best, and which cannot be told from it."""

@@ -71,7 +71,6 @@ def work(
         ValueError: if a directory holds another run, or a configuration cannot work.
         RuntimeError: if a run failed.
     """
-    checks.count("jobs", processes)
     left = [job for job in jobs if not _finished(job)]
     tally = _Tally(jobs, left, observe)
     if processes == 1 or len(left) == 1:
@@ -80,6 +79,19 @@ def work(
     elif left:
         _side_by_side(left, min(processes, len(left)), data_dir, tally, should_stop)
     return [_read(job) for job in jobs]
+
+
+def processes(asked: int | None, device: str | None) -> int:
+    """Return how many processes work at once: what was asked for, else one a core, up to 8, and one on a GPU.
+
+    Raises:
+        ValueError: for a number below one, or a device that is not here.
+    """
+    where = choose_device(device or "auto")
+    if asked is not None:
+        checks.count("jobs", asked)
+        return asked
+    return 1 if where.type == "cuda" else min(os.cpu_count() or 1, 8)
 
 
 class _Tally:

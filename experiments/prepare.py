@@ -9,6 +9,7 @@ import torch
 
 from adjoint_meta.distributed import ALONE, World
 from adjoint_meta.learner import MetaLearner
+from adjoint_meta.solvers import checks
 from adjoint_meta.tasks import TaskBatch
 
 from .config import RunConfig
@@ -57,8 +58,9 @@ def choose_device(name: str, world: World = ALONE) -> torch.device:
     """Return the device: ``auto`` is CUDA where there is one. Each of several processes has a GPU of its own.
 
     Raises:
-        ValueError: if CUDA is asked for and there is none, or not one for each process.
+        ValueError: for another name, if CUDA is asked for and there is none, or not one for each process.
     """
+    checks.one_of("device", name, ("auto", "cpu", "cuda"))
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("no CUDA device was found; use --device cpu or auto")
     if name == "cpu" or not torch.cuda.is_available():
