@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from .batched_model import (
     math_attention,
     twice_differentiable,
 )
+from .blame import blaming_data
 from .curvature import Curvature
 from .engine import Engine, Evaluations
 from .linearisation import MODES
@@ -154,7 +154,7 @@ class MetaLearner(nn.Module):
             problem, theta = self._problem(support, query)
             return meta_gradient(self.method, problem, theta, self.hyper)
 
-        with twice_differentiable(), _blaming_data(support, query):
+        with twice_differentiable(), blaming_data(support, query):
             found = self._curvature.fit(attempt, support, query)
         self._remember(found.stats.pop("vector", None))
         return found
@@ -185,7 +185,7 @@ class MetaLearner(nn.Module):
             phi = self.method.adapt(problem, theta.repeat(len(support), 1), self.hyper)
             return problem.query_losses(phi)
 
-        with twice_differentiable(), _blaming_data(support, query):
+        with twice_differentiable(), blaming_data(support, query):
             losses = self._curvature.fit(attempt, support, query)
             if not bool(torch.isfinite(losses).all()):
                 raise SolverError(
@@ -206,7 +206,7 @@ class MetaLearner(nn.Module):
             problem, theta = self._problem(support)
             return self.method.adapt(problem, theta.repeat(len(support), 1), self.hyper)
 
-        with twice_differentiable(), _blaming_data(support):
+        with twice_differentiable(), blaming_data(support):
             return self._curvature.fit(attempt, support)
 
     def initial(self, tasks: int) -> Tensor:
@@ -289,20 +289,3 @@ def _ordinary(batch: Batch) -> Batch:
     if not (batch.x.is_inference() or batch.y.is_inference()):
         return batch
     return Batch(batch.x.clone(), batch.y.clone(), batch.mask)
-
-
-@contextmanager
-def _blaming_data(support: Batch, query: Batch | None = None) -> Iterator[None]:
-    """Blame the data for a failed solve when the data are to blame; a solve that succeeds costs nothing."""
-    try:
-        yield
-    except SolverError:
-        for what, batch in (("support", support), ("query", query)):
-            for name, value in () if batch is None else (("x", batch.x), ("y", batch.y)):
-                bad = int((~torch.isfinite(value)).sum())
-                if bad:
-                    raise ValueError(
-                        f"{what}.{name} holds {bad} value{'s' if bad > 1 else ''} that {'are' if bad > 1 else 'is'} "
-                        "NaN or infinite; remove those points, or replace them, before adapting"
-                    ) from None
-        raise

@@ -17,7 +17,7 @@ from .solution import raise_if_failed
 from .stepper import add
 
 # Snapshots without a wish: their memory is that of a few dozen steps then, however many there are.
-_MOST = 12
+_MOST = 10
 
 
 class Cotangents(NamedTuple):
@@ -100,8 +100,8 @@ class Checkpointed:
 
     Args:
         snapshots: how many states may be kept, the initial one included, besides the one or two being worked on;
-            ``None`` takes ⌈√(2n)⌉, with which no step is taken more than twice, and never more than 12: memory stops
-            growing at 72 steps, and no step is taken more than r times with C(12+r, 12) ≥ n, 5 times for 5000.
+            ``None`` takes ⌈√(2n)⌉, with which no step is taken more than twice, and never more than 10: memory stops
+            growing at 50 steps, and no step is taken more than r times with C(10+r, 10) ≥ n, 6 times for 5000.
         memory: the bytes that snapshots may take, in place of their number.
         offload: keep the snapshots in the host's memory, pinned if the states are on a GPU.
     """

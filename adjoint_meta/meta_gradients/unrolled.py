@@ -27,7 +27,7 @@ class MAML(Flow):
         steps: number of gradient steps n.
         inner_lr: learning rate α.
         adjoint: ``"discrete"`` stores the iterates; ``"checkpointed"`` keeps ``snapshots`` and rebuilds the rest.
-        snapshots: states kept by ``"checkpointed"``; ``None`` takes ⌈√(2n)⌉, 12 at most.
+        snapshots: states kept by ``"checkpointed"``; ``None`` takes ⌈√(2n)⌉, 10 at most.
         learn: hyperparameters to learn on a log scale: "inner_lr", "rates" (Meta-SGD: one factor a parameter).
         memory: bytes that the snapshots of ``"checkpointed"`` may take, in place of their number.
         offload: keep these snapshots in the host's memory.
