@@ -71,7 +71,7 @@ def check_parts(model: BatchedModel, phi: Tensor, psi: Tensor, x: Tensor, y: Ten
 
     Args:
         model: tried without autocast, in the dtype of its parameters.
-        phi, psi: where, shapes ``[tasks, P]`` and ``[Q]``.
+        phi, psi: near where, shapes ``[tasks, P]`` and ``[Q]``.
         x: inputs ``[tasks, points, ...]``; the first task is tried, on as many of its points as fit, 16 at most.
         y: targets; without them only predictions are tried.
 
@@ -80,11 +80,17 @@ def check_parts(model: BatchedModel, phi: Tensor, psi: Tensor, x: Tensor, y: Ten
         torch.OutOfMemoryError: if not even two points fit.
     """
     exact = BatchedModel(model.model, model.loss, model.rows)
+    draw = torch.Generator().manual_seed(0)
+    phi, psi = (
+        # A last layer that starts at zero would hide what the others do.
+        value + 0.01 * torch.randn(value.shape, generator=draw, dtype=value.dtype).to(value.device)
+        for value in (phi[:1].detach(), psi.detach())
+    )
     count = min(x.shape[1], _FEW)
     while count > 1:
         which = torch.arange(count, device=x.device) * x.shape[1] // count
         try:
-            _check(exact, phi[:1], psi, x[:1, which], None if y is None else y[:1, which])
+            _check(exact, phi, psi, x[:1, which], None if y is None else y[:1, which])
             return
         except torch.OutOfMemoryError:
             if count == 2:

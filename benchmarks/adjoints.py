@@ -20,7 +20,7 @@ TASKS, POINTS, REPEATS = 5, 100, 3
 HORIZONS = (0.5, 2.0, 10.0, 50.0)
 ADJOINTS: dict[str, dict[str, object]] = {
     "discrete": {"adjoint": "discrete"},
-    "checkpointed, √(2n)": {"adjoint": "checkpointed"},
+    "checkpointed": {"adjoint": "checkpointed"},
     "checkpointed, 4": {"adjoint": "checkpointed", "snapshots": 4},
     "interpolating": {"adjoint": "interpolating"},
     "backsolve": {"adjoint": "backsolve"},

@@ -211,6 +211,17 @@ def test_batch_statistics_that_mix_predictions_are_refused(generator):
         learner.predict(learner.initial(3), regression(generator).query.x)
 
 
+@pytest.mark.parametrize("adapt", [None, "0.*"])
+def test_a_last_layer_of_zeros_hides_nothing(adapt, generator):
+    found = case("batch norm", generator)
+    with torch.no_grad():
+        for parameter in found.model[-1].parameters():
+            parameter.zero_()
+    learner = MetaLearner(found.model, found.loss, MAML(1, 0.1), adapt=adapt, backend="eager", point_chunk=2)
+    with pytest.raises(ValueError, match="treat points one by one"):
+        learner.meta_gradient(TaskBatch(found.points, found.points))
+
+
 @pytest.mark.parametrize("name", ["linear", "conv2d", "layer norm", "group norm", "frozen", "classifier", "embedding"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_models_that_treat_points_one_by_one_pass(name, dtype, generator):
