@@ -197,7 +197,7 @@ class Curvature:
         """
         self.evaluations.n_hvp += 1
 
-        def on(rows: Tensor, v: Tensor, points: Batch) -> tuple[Tensor]:
+        def on(rows: Tensor, v: Tensor, points: Batch) -> tuple[Tensor, ...]:
             rows = rows.detach().requires_grad_()
             prediction = self.model.predict(rows, psi.detach(), points.x)
             dummy = torch.zeros_like(prediction, requires_grad=True)
@@ -205,7 +205,7 @@ class Curvature:
             (pushed,) = torch.autograd.grad(pulled, dummy, v, retain_graph=True, materialize_grads=True)
             output = prediction.detach().requires_grad_()
             curve = Linearisation(self._output_losses(points.y), output, psi.new_empty(0), MODES[0])
-            return torch.autograd.grad(prediction, rows, curve.product(pushed).phi)[:1]
+            return torch.autograd.grad(prediction, rows, curve.product(pushed).phi)
 
         def at(chunk: slice) -> Tensor:
             return self._mean(lambda part: on(phi[chunk], v[chunk], part), phi[chunk], psi, batch[chunk])[0]
