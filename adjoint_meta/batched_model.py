@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from .mixed_precision import casting
 from .parameters import ParameterRows
 from .tasks import Batch
 
@@ -25,12 +26,14 @@ class BatchedModel:
         model: any module that `check_module` accepts.
         loss: loss(prediction, target) → scalar.
         rows: how the model's parameters divide.
+        autocast: evaluate the model in this half precision; predictions, losses and gradients stay in the rows' dtype.
     """
 
-    def __init__(self, model: nn.Module, loss: Loss, rows: ParameterRows) -> None:
+    def __init__(self, model: nn.Module, loss: Loss, rows: ParameterRows, autocast: torch.dtype | None = None) -> None:
         self.model = model
         self.loss = loss
         self.rows = rows
+        self.autocast = autocast
         self._stand_ins: Weights = {}
 
     def constants(self) -> Weights:
@@ -76,8 +79,9 @@ class BatchedModel:
         shared = {**self.rows.psi.unflatten(psi), **self._stand_ins}
 
         def predict(adapted: Weights, x: Tensor) -> Tensor:
-            prediction: Tensor = functional_call(self.model, {**adapted, **shared}, (x,))
-            return prediction
+            with casting(self.autocast, psi):
+                prediction: Tensor = functional_call(self.model, {**adapted, **shared}, (x,))
+            return prediction if self.autocast is None else prediction.to(psi.dtype)
 
         return predict
 

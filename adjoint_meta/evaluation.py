@@ -107,7 +107,7 @@ def adam_curve(
                     values.append(metric(learner.predict(phi, part.query.x), part.query))
             if epoch < epochs:
                 with twice_differentiable():
-                    phi.grad = problem.gradient(phi)
+                    phi.grad = problem.curvature.fit(lambda: problem.gradient(phi), part.support)
                 optimizer.step()
         return torch.stack(values, dim=1)
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,10 +20,12 @@ from .batched_model import (
     math_attention,
     twice_differentiable,
 )
+from .blame import blaming_data
 from .curvature import Curvature
 from .engine import Engine, Evaluations
 from .linearisation import MODES
 from .meta_gradients.base import MetaGradient, Method, RowGradients, meta_gradient
+from .mixed_precision import check_autocast
 from .parameters import ParameterRows
 from .probe import check_task
 from .problem import Problem
@@ -48,6 +49,10 @@ class MetaLearner(nn.Module):
             what has been called 1000 times.
         mode: ``"reverse_over_reverse"`` or ``"forward_over_reverse"``, how HVPs are taken.
         chunk_size: at most this many tasks at a time, to bound memory.
+        point_chunk: at most this many points of a task at a time, where not even one task fits; for models that treat
+            points one by one and losses that are a mean over points, which is tried.
+        autocast: ``torch.bfloat16`` or ``torch.float16`` evaluates a float32 model in that precision; rows, losses,
+            gradients and all that solvers do with them stay float32.
 
     Raises:
         TypeError, ValueError: for a model, pattern or option that cannot work, with the way out.
@@ -65,6 +70,8 @@ class MetaLearner(nn.Module):
         backend: str = "auto",
         mode: str = MODES[0],
         chunk_size: int | None = None,
+        point_chunk: int | None = None,
+        autocast: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(model, nn.Module):
@@ -83,10 +90,11 @@ class MetaLearner(nn.Module):
                 f"{type(method).__name__} has no gradient for shared parameters; adapt all of them, or freeze the "
                 "others with requires_grad_(False)"
             )
-        self._batched = BatchedModel(model, loss, self._rows)
-        self._curvature = Curvature(self._batched, mode, chunk_size, self.engine)
-        self._seen: set[object] = set()
         like = next(p for p in model.parameters() if p.requires_grad)
+        check_autocast(autocast, like)
+        self._batched = BatchedModel(model, loss, self._rows, autocast)
+        self._curvature = Curvature(self._batched, mode, chunk_size, self.engine, point_chunk)
+        self._seen: set[object] = set()
         if method.watches:
             # Where the losses curved most so far, [P]; part of the state, so that a resumed run takes the same steps.
             self.register_buffer("steepest", torch.zeros(self._rows.theta.size).to(like))
@@ -146,8 +154,8 @@ class MetaLearner(nn.Module):
             problem, theta = self._problem(support, query)
             return meta_gradient(self.method, problem, theta, self.hyper)
 
-        with twice_differentiable(), _blaming_data(support, query):
-            found = self._curvature.fit(attempt, len(support))
+        with twice_differentiable(), blaming_data(support, query):
+            found = self._curvature.fit(attempt, support, query)
         self._remember(found.stats.pop("vector", None))
         return found
 
@@ -177,8 +185,8 @@ class MetaLearner(nn.Module):
             phi = self.method.adapt(problem, theta.repeat(len(support), 1), self.hyper)
             return problem.query_losses(phi)
 
-        with twice_differentiable(), _blaming_data(support, query):
-            losses = self._curvature.fit(attempt, len(support))
+        with twice_differentiable(), blaming_data(support, query):
+            losses = self._curvature.fit(attempt, support, query)
             if not bool(torch.isfinite(losses).all()):
                 raise SolverError(
                     "the query loss is not finite although the inner solve was: the adapted parameters are huge. Take "
@@ -198,8 +206,8 @@ class MetaLearner(nn.Module):
             problem, theta = self._problem(support)
             return self.method.adapt(problem, theta.repeat(len(support), 1), self.hyper)
 
-        with twice_differentiable(), _blaming_data(support):
-            return self._curvature.fit(attempt, len(support))
+        with twice_differentiable(), blaming_data(support):
+            return self._curvature.fit(attempt, support)
 
     def initial(self, tasks: int) -> Tensor:
         """Return θ as rows, shape ``[tasks, P]``: the parameters before adaptation."""
@@ -216,12 +224,13 @@ class MetaLearner(nn.Module):
             raise ValueError(f"x must hold one row of points a task, {len(phi)}, got {len(x)}")
         check_tensor("phi", phi, theta)
         check_tensor("x", x, theta)
+        check_autocast(self._batched.autocast, theta)
         with math_attention():
-            return self._batched.predict(phi, psi, x)
+            return self._curvature.fit(lambda: self._curvature.predict(phi, psi, x), x)
 
     def support_problem(self, support: Batch) -> Problem:
         """Return the support losses of a task batch as functions of φ, for an inner solve of one's own."""
-        return self._problem(support)[0]
+        return self._curvature.fit(lambda: self._problem(support)[0], support)
 
     def _problem(self, support: Batch, query: Batch | None = None) -> tuple[Problem, Tensor]:
         check_module(self.model)
@@ -229,6 +238,7 @@ class MetaLearner(nn.Module):
             raise TypeError(f"the support must be a Batch(x, y), got {type(support).__name__}")
         support, query = _ordinary(support), None if query is None else _ordinary(query)
         theta, psi = self._rows.read(self.model)
+        check_autocast(self._batched.autocast, theta)
         self._curvature.programs.refresh()
         for what, batch in (("support", support), ("query", query)):
             if batch is not None:
@@ -245,7 +255,8 @@ class MetaLearner(nn.Module):
                 continue
             key = (batch.x.shape[1:], batch.y.shape[1:], batch.x.dtype, batch.y.dtype)
             if key not in self._seen:
-                check_task(self.model, self.loss, what, batch.x[0], batch.y[0])
+                few = slice(self._curvature.point_chunk)
+                check_task(self.model, self.loss, what, batch.x[0, few], batch.y[0, few])
                 self._seen.add(key)
 
 
@@ -278,20 +289,3 @@ def _ordinary(batch: Batch) -> Batch:
     if not (batch.x.is_inference() or batch.y.is_inference()):
         return batch
     return Batch(batch.x.clone(), batch.y.clone(), batch.mask)
-
-
-@contextmanager
-def _blaming_data(support: Batch, query: Batch | None = None) -> Iterator[None]:
-    """Blame the data for a failed solve when the data are to blame; a solve that succeeds costs nothing."""
-    try:
-        yield
-    except SolverError:
-        for what, batch in (("support", support), ("query", query)):
-            for name, value in () if batch is None else (("x", batch.x), ("y", batch.y)):
-                bad = int((~torch.isfinite(value)).sum())
-                if bad:
-                    raise ValueError(
-                        f"{what}.{name} holds {bad} value{'s' if bad > 1 else ''} that {'are' if bad > 1 else 'is'} "
-                        "NaN or infinite; remove those points, or replace them, before adapting"
-                    ) from None
-        raise

@@ -35,6 +35,8 @@ def check_task(model: nn.Module, loss: Loss, what: str, x: Tensor, y: Tensor) ->
     with twice_differentiable():
         try:
             prediction = model(x)
+        except torch.OutOfMemoryError:  # smaller chunks may do
+            raise
         except (RuntimeError, IndexError, ValueError, TypeError) as error:
             raise ValueError(
                 f"the model cannot take {what}.x of one task, {list(x.shape)} {x.dtype}: {_first_line(error)}; check "
@@ -48,6 +50,8 @@ def check_task(model: nn.Module, loss: Loss, what: str, x: Tensor, y: Tensor) ->
     with torch.no_grad():
         try:
             loss(prediction.detach(), y)
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, IndexError, ValueError, TypeError) as error:
             raise ValueError(
                 f"the loss cannot take predictions {list(prediction.shape)} {prediction.dtype} and {what}.y "

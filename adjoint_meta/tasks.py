@@ -64,6 +64,10 @@ class Batch:
         """Return the tasks with these numbers, shape ``[n]``."""
         return self._map(lambda tensor: tensor[tasks])
 
+    def points(self, points: slice) -> Batch:
+        """Return some of every task's points."""
+        return self._map(lambda tensor: tensor[:, points])
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Batch:
         """Move to a device; floating-point tensors also change to ``dtype``."""
 

@@ -92,6 +92,8 @@ class RunConfig(Section):
     adapt: list[str] | None = None
     mode: str = "reverse_over_reverse"
     chunk_size: Whole | None = Field(default=None, ge=1)
+    point_chunk: Whole | None = Field(default=None, ge=1)
+    autocast: Literal["bfloat16", "float16"] | None = None
     backend: str = "auto"
     meta_steps: Whole = Field(default=1000, ge=1)
     tasks_per_step: Whole = Field(default=5, ge=1)

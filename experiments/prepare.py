@@ -49,6 +49,8 @@ def prepare(config: RunConfig, data_dir: Path | None = None, world: World = ALON
         adapt=config.adapt,
         mode=config.mode,
         chunk_size=config.chunk_size,
+        point_chunk=config.point_chunk,
+        autocast=None if config.autocast is None else getattr(torch, config.autocast),
         backend=config.backend,
     )
     return Prepared(config, experiment, learner, device, dtype, world)

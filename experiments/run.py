@@ -283,6 +283,7 @@ def evaluate_run(
         "device": str(prepared.device),
         "dtype": config.dtype,
         "meta_steps": state["progress"]["step"],
+        "peak_memory_bytes": max(world.gather(lambda: peak_memory_bytes(prepared.device))),
         "test": figures(prepared.experiment, result),
         "verdict": verdict(prepared.experiment, result),
         "run_dir": str(directory.path),

@@ -16,6 +16,9 @@ from .paths import Path, Plan
 from .solution import raise_if_failed
 from .stepper import add
 
+# Snapshots without a wish: their memory is that of a few dozen steps then, however many there are.
+_MOST = 10
+
 
 class Cotangents(NamedTuple):
     """The pullback of a cotangent through a whole solve.
@@ -97,7 +100,8 @@ class Checkpointed:
 
     Args:
         snapshots: how many states may be kept, the initial one included, besides the one or two being worked on;
-            ``None`` takes ⌈√(2n)⌉, with which no step is repeated more than twice.
+            ``None`` takes ⌈√(2n)⌉, with which no step is taken more than twice, and never more than 10: memory stops
+            growing at 50 steps, and no step is taken more than r times with C(10+r, 10) ≥ n, 6 times for 5000.
         memory: the bytes that snapshots may take, in place of their number.
         offload: keep the snapshots in the host's memory, pinned if the states are on a GPU.
     """
@@ -138,7 +142,7 @@ class Checkpointed:
                     f"memory={self.memory} bytes hold no snapshot of shape {list(y0.shape)}, which takes {size}"
                 )
             return max(1, min(self.memory // size, steps))
-        return max(1, min(self.snapshots or ceil(sqrt(2 * steps)), steps))
+        return max(1, min(self.snapshots or min(ceil(sqrt(2 * steps)), _MOST), steps))
 
 
 class _Chain:

@@ -93,9 +93,9 @@ def odeint_adjoint(
     """Solve like `odeint`, with a gradient in bounded memory, as `torchdiffeq.odeint_adjoint` does.
 
     The gradient is the same as that of `odeint`, the exact transpose of the steps taken: of n steps only ⌈√(2n)⌉
-    states are kept, and the others computed again (`Checkpointed`). No equation is solved backward in time, so that
-    nothing drifts, and ``adjoint_rtol``, ``adjoint_atol``, ``adjoint_method`` and the other ``adjoint_options`` are
-    only checked, unless torchdiffeq solves.
+    states, 10 at most, are kept, and the others computed again (`Checkpointed`). No equation is solved backward in
+    time, so that nothing drifts, and ``adjoint_rtol``, ``adjoint_atol``, ``adjoint_method`` and the other
+    ``adjoint_options`` are only checked, unless torchdiffeq solves.
 
     Args:
         func, y0, t, rtol, atol, method, options, event_fn, batched: as in `odeint`. func need not be a module.

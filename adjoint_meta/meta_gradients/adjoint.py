@@ -98,7 +98,8 @@ class AdjointMAML(Flow):
         adjoint: ``"discrete"`` stores the stage states; ``"checkpointed"`` keeps ``snapshots`` states and rebuilds
             the rest; both are exact. ``"interpolating"`` and ``"backsolve"`` solve the costate equation by the
             explicit solver itself (Heun's method for the others), over the stored trajectory or backward in time.
-        snapshots: states kept by ``"checkpointed"``, ⌈√(2n)⌉ when ``None``; by ``"backsolve"``, none when ``None``.
+        snapshots: states kept by ``"checkpointed"``, ⌈√(2n)⌉ and 10 at most when ``None``; by ``"backsolve"``, none
+            when ``None``.
         memory: bytes that the snapshots of ``"checkpointed"`` may take, in place of their number.
         offload: keep these snapshots in the host's memory.
         proximal: λ of an optional ½λ‖φ − θ‖².

@@ -27,8 +27,10 @@ class MAML(Flow):
         steps: number of gradient steps n.
         inner_lr: learning rate α.
         adjoint: ``"discrete"`` stores the iterates; ``"checkpointed"`` keeps ``snapshots`` and rebuilds the rest.
-        snapshots: states kept by ``"checkpointed"``; ``None`` takes ⌈√(2n)⌉.
+        snapshots: states kept by ``"checkpointed"``; ``None`` takes ⌈√(2n)⌉, 10 at most.
         learn: hyperparameters to learn on a log scale: "inner_lr", "rates" (Meta-SGD: one factor a parameter).
+        memory: bytes that the snapshots of ``"checkpointed"`` may take, in place of their number.
+        offload: keep these snapshots in the host's memory.
 
     Raises:
         ValueError, TypeError: for an argument out of range or an unknown name.
@@ -41,11 +43,14 @@ class MAML(Flow):
     adjoint: str = "discrete"
     snapshots: int | None = None
     learn: tuple[str, ...] = ()
+    memory: int | None = None
+    offload: bool = False
 
     def __post_init__(self) -> None:
         checks.count("steps", self.steps)
         checks.positive("inner_lr", self.inner_lr)
-        check_adjoint(self.adjoint, self.snapshots, ("discrete", "checkpointed"))
+        known = ("discrete", "checkpointed")
+        check_adjoint(self.adjoint, self.snapshots, known, memory=self.memory, offload=self.offload)
         self._check_learn()
 
     def plan(self, problem: Problem, hyper: Hyper) -> UniformSteps:
@@ -55,7 +60,7 @@ class MAML(Flow):
 
     def transposition(self) -> Adjoint:
         """Return the stored or the checkpointed transpose."""
-        return build_adjoint(self.adjoint, self.snapshots, RungeKutta(EULER))
+        return build_adjoint(self.adjoint, self.snapshots, RungeKutta(EULER), self.memory, self.offload)
 
     def duration_gradients(self, duration: Tensor) -> dict[str, Tensor]:
         """Return dJ/dα = n dJ/dT."""

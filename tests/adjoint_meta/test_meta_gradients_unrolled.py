@@ -148,6 +148,26 @@ def test_cost_of_maml(adjoint, generator):
     assert stats["n_grad"] == 7 if adjoint == "discrete" else 7 < stats["n_grad"] <= 7 + 2 * 6
 
 
+@pytest.mark.parametrize("offload", [False, True])
+def test_maml_keeps_as_many_snapshots_as_its_memory_holds(offload, generator):
+    model, tasks = mlp(generator), regression(generator)
+    size = 3 * sum(p.numel() for p in model.parameters()) * 8  # of a state of three tasks, in float64
+    exact, expected, found = (
+        MetaLearner(model, mse, MAML(9, 0.1, **options)).meta_gradient(tasks)
+        for options in (
+            {},
+            {"adjoint": "checkpointed", "snapshots": 2},
+            {"adjoint": "checkpointed", "memory": 3 * size - 1, "offload": offload},
+        )
+    )
+    assert found.stats["n_grad"] == expected.stats["n_grad"] > exact.stats["n_grad"]
+    for name, value in exact.grad.items():
+        assert torch.equal(found.grad[name], expected.grad[name])
+        assert relative(found.grad[name], value) < 1e-14
+    with pytest.raises(ValueError, match=f"memory={size - 1} bytes hold no snapshot"):
+        MetaLearner(model, mse, MAML(9, 0.1, adjoint="checkpointed", memory=size - 1)).meta_gradient(tasks)
+
+
 @pytest.mark.parametrize("solver", TABLEAUS)
 def test_cost_of_every_solver(solver, generator):
     learner = MetaLearner(mlp(generator), mse, AdjointMAML(horizon=1.0, solver=solver, steps=4))
@@ -167,6 +187,9 @@ def test_cost_of_every_solver(solver, generator):
         ({"adjoint": "discreet"}, ValueError, "unknown adjoint 'discreet'; did you mean 'discrete'"),
         ({"snapshots": 3}, ValueError, "snapshots=3 has no use with adjoint='discrete'; say adjoint='checkpointed'"),
         ({"adjoint": "checkpointed", "snapshots": 0}, ValueError, "snapshots must be at least 1"),
+        ({"memory": 10}, ValueError, "memory=10 has no use with adjoint='discrete'; say adjoint='checkpointed'"),
+        ({"offload": True}, ValueError, "offload=True has no use with adjoint='discrete'"),
+        ({"adjoint": "checkpointed", "snapshots": 2, "memory": 10}, ValueError, "give snapshots or memory, not both"),
         ({"learn": "rates"}, TypeError, r"learn must be a tuple of names such as \('inner_lr',\), got a string"),
         ({"learn": ("rate",)}, ValueError, "unknown learnable hyperparameter 'rate'; did you mean 'rates'"),
         ({"learn": ("horizon",)}, ValueError, "unknown learnable hyperparameter 'horizon'"),

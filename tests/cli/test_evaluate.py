@@ -39,6 +39,7 @@ def test_json_repeats_the_test_of_the_summary(call, finished):
     assert found["test"] == summary["test"] and found["verdict"] == summary["verdict"]
     assert found["run_dir"] == str(path) and found["meta_steps"] == 2 and found["method"] == "maml"
     assert set(found["test"]["baselines"]) == {"item_mean", "user_item_bias"}
+    assert found["peak_memory_bytes"] >= summary["peak_memory_bytes"] > 2**20  # of one process, whose peak only grows
 
 
 def test_fewer_tasks(call, finished):

@@ -51,6 +51,19 @@ def started(config, directory, **options):
     return train(config, directory, **options)
 
 
+def test_options_for_memory_reach_the_learner():
+    plain, careful = (
+        prepare(small(**options)) for options in ({}, {"point_chunk": 3, "chunk_size": 2, "autocast": "bfloat16"})
+    )
+    assert careful.learner._curvature.point_chunk == 3 and careful.learner._curvature.chunk_size == 2
+    assert careful.learner._batched.autocast is torch.bfloat16
+    tasks = plain.place(plain.experiment.test)
+    found, expected = (prepared.learner.query_losses(tasks) for prepared in (careful, plain))
+    assert 1e-7 < float((found - expected).norm() / expected.norm()) < 0.03  # half precision, and it is rounded to
+    with pytest.raises(TypeError, match=r"autocast=torch\.bfloat16 evaluates a float32 model .*torch\.float64"):
+        prepare(small(autocast="bfloat16", dtype="float64"))
+
+
 def strict(text):
     """Parse JSON as the standard has it, without NaN and Infinity."""
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from math import ceil, sqrt
+from math import ceil, comb, sqrt
 
 import pytest
 import torch
@@ -131,6 +131,19 @@ def test_the_checkpointed_sweep_takes_the_fewest_steps_and_keeps_no_more_states(
     solved.pullback(start)
     assert len(recorder.calls) == best + 1 + best
     assert recorder.products == 2 * steps
+
+
+@pytest.mark.parametrize("steps", [40, 50, 51, 286])
+def test_without_a_number_snapshots_stop_growing(steps, generator):
+    recorder = Recorder(TanhField(generator))
+    start = torch.randn(2, 3, generator=generator)
+    with Blocks() as blocks:
+        Checkpointed().solve(uniform(EULER, steps), recorder, start).pullback(start)
+    kept = 9 if steps == 40 else 10
+    assert blocks.shapes == [(kept, 2, 3)]
+    if steps == 286:  # C(10+3, 10): no step is taken more than three times, r·n − C(s+r, r−1) in all
+        assert len(recorder.calls) == 3 * steps - comb(13, 2) + 1
+    assert recorder.products == steps
 
 
 @pytest.mark.parametrize("snapshots", [1, 2, 3, 5, 8])

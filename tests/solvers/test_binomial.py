@@ -45,6 +45,6 @@ def test_a_schedule_of_griewank_and_walther():
 
 
 @given(steps=st.integers(1, 400))
-def test_the_default_number_of_snapshots_repeats_no_step_more_than_twice(steps):
+def test_the_root_of_twice_the_steps_repeats_no_step_more_than_twice(steps):
     snapshots = ceil(sqrt(2 * steps))
     assert comb(snapshots + 2, snapshots) >= steps
