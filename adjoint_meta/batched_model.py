@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from .closed_forms import ClosedForms
+from .convolution import Choose, the_first
 from .parameters import ParameterRows
 from .tasks import Batch
 
@@ -25,12 +27,14 @@ class BatchedModel:
         model: any module that `check_module` accepts.
         loss: loss(prediction, target) → scalar.
         rows: how the model's parameters divide.
+        choose: of several ways to convolve, see `ClosedForms`.
     """
 
-    def __init__(self, model: nn.Module, loss: Loss, rows: ParameterRows) -> None:
+    def __init__(self, model: nn.Module, loss: Loss, rows: ParameterRows, choose: Choose = the_first) -> None:
         self.model = model
         self.loss = loss
         self.rows = rows
+        self.choose = choose
         self._stand_ins: Weights = {}
 
     def constants(self) -> Weights:
@@ -76,7 +80,8 @@ class BatchedModel:
         shared = {**self.rows.psi.unflatten(psi), **self._stand_ins}
 
         def predict(adapted: Weights, x: Tensor) -> Tensor:
-            prediction: Tensor = functional_call(self.model, {**adapted, **shared}, (x,))
+            with ClosedForms(self.choose):
+                prediction: Tensor = functional_call(self.model, {**adapted, **shared}, (x,))
             return prediction
 
         return predict

@@ -83,7 +83,7 @@ class MetaLearner(nn.Module):
                 f"{type(method).__name__} has no gradient for shared parameters; adapt all of them, or freeze the "
                 "others with requires_grad_(False)"
             )
-        self._batched = BatchedModel(model, loss, self._rows)
+        self._batched = BatchedModel(model, loss, self._rows, self.engine.choose)
         self._curvature = Curvature(self._batched, mode, chunk_size, self.engine)
         self._seen: set[object] = set()
         like = next(p for p in model.parameters() if p.requires_grad)
