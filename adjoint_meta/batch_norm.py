@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .folding import fold, unfold
 
@@ -79,7 +78,6 @@ class _Gradient(torch.autograd.Function):
         ctx.save_for_forward(*saved, *output[1:])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> Any:
         return *_second(*ctx.saved_tensors, *upstream, ctx.eps), None, None, None
 
@@ -123,11 +121,16 @@ def _second(
         eps: ε.
     """
     count = x.numel() // x.shape[1]
+    over = [0, *range(2, x.ndim)]
     # Sums over a channel: u x̂, u, u g.
-    _, ux, us = torch.ops.aten.native_batch_norm_backward(
-        u, x, weight, None, None, mean, scale, True, eps, [False, True, True]
-    )
-    ug = (u * g).sum(dim=(0, *range(2, x.ndim)))
+    if torch.is_grad_enabled():  # somebody differentiates once more: all must be functions of x
+        mean, scale = x.mean(dim=over), (x.var(dim=over, correction=0) + eps).rsqrt()
+        ux, us = (u * (x - _wide(mean, x)) * _wide(scale, x)).sum(dim=over), u.sum(dim=over)
+    else:
+        _, ux, us = torch.ops.aten.native_batch_norm_backward(
+            u, x, weight, None, None, mean, scale, True, eps, [False, True, True]
+        )
+    ug = (u * g).sum(dim=over)
     rise = weight * scale
     slope = scale * (ug - (us * gs + ux * gx) / count)  # ⟨u, P g⟩/σ
     on_u, on_g = -rise * gx / count, a - rise * ux / count
