@@ -7,6 +7,7 @@ passes over memory for them, longer than the convolutions between which they sta
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -79,7 +80,7 @@ class _Gradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
-        return *_second(*ctx.saved_tensors, *upstream, ctx.eps), None, None, None
+        return *_second(ctx.saved_tensors, upstream, ctx.eps), None, None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor) -> Any:
@@ -87,7 +88,7 @@ class _Gradient(torch.autograd.Function):
         dg, dx, dweight, *_ = tangents
         along = _Gradient.apply(dg, x, weight, mean, scale, ctx.eps)
         # Second derivatives of one function: the pullback along x and γ is their tangent, too.
-        _, across, slope = _second(*ctx.saved_tensors, dx, dweight, torch.zeros_like(dweight), ctx.eps)
+        _, across, slope = _second(ctx.saved_tensors, (dx, dweight, torch.zeros_like(dweight)), ctx.eps)
         return along[0] + across, along[1] + slope, along[2]
 
     @staticmethod
@@ -99,27 +100,15 @@ class _Gradient(torch.autograd.Function):
         return tuple(unfold(part, tasks, axis) for part, axis in zip(found, (1, 0, 0), strict=True)), (1, 0, 0)
 
 
-def _second(
-    g: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    mean: Tensor,
-    scale: Tensor,
-    gx: Tensor,
-    gs: Tensor,
-    u: Tensor,
-    a: Tensor,
-    c: Tensor,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _second(saved: Sequence[Tensor], cotangents: Sequence[Tensor], eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients in g, x and γ of ⟨u, (γ/σ) P g⟩ + ⟨a, Σ g x̂⟩ + ⟨c, Σ g⟩.
 
     Args:
-        g, x, weight, mean, scale: of `_Gradient`.
-        gx, gs: Σ g x̂ and Σ g, a number a channel, as all that follows.
-        u, a, c: the cotangents.
+        saved: g, x, γ, μ and 1/σ, and what came of them: gx = Σ g x̂ and gs = Σ g, a number a channel.
+        cotangents: u, a and c.
         eps: ε.
     """
+    (g, x, weight, mean, scale, gx, gs), (u, a, c) = saved, cotangents
     count = x.numel() // x.shape[1]
     over = [0, *range(2, x.ndim)]
     # Sums over a channel: u x̂, u, u g.

@@ -91,7 +91,7 @@ class Geometry:
     def _patches(self, x: Tensor) -> Tensor:
         """Return the patches of images, ``[points, groups, C / groups · kernel, outputs]``."""
         patches = functional.unfold(x, self.kernel, self.dilation, self.padding, self.stride)
-        return patches.unflatten(1, (self.groups, -1))
+        return unfold(patches, self.groups, 1)
 
     def _transpose(self, g: Tensor, x: Tensor, w: Tensor, which: int) -> Tensor:
         """Return one of the transposes; of x or w, whichever it is for, only the shape is read."""

@@ -22,4 +22,5 @@ def fold(tensor: Tensor, dim: int | None, tasks: int, axis: int) -> Tensor:
 
 def unfold(tensor: Tensor, tasks: int, axis: int) -> Tensor:
     """Return a folded tensor with its tasks at ``axis``, before the channels."""
-    return tensor.unflatten(axis, (tasks, -1))
+    found: Tensor = tensor.unflatten(axis, (tasks, -1))
+    return found
