@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from .closed_forms import ClosedForms
+from .convolution import Choose, the_first
 from .mixed_precision import casting
 from .parameters import ParameterRows
 from .tasks import Batch
@@ -27,13 +29,22 @@ class BatchedModel:
         loss: loss(prediction, target) → scalar.
         rows: how the model's parameters divide.
         autocast: evaluate the model in this half precision; predictions, losses and gradients stay in the rows' dtype.
+        choose: of several ways to convolve, see `ClosedForms`.
     """
 
-    def __init__(self, model: nn.Module, loss: Loss, rows: ParameterRows, autocast: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        rows: ParameterRows,
+        autocast: torch.dtype | None = None,
+        choose: Choose = the_first,
+    ) -> None:
         self.model = model
         self.loss = loss
         self.rows = rows
         self.autocast = autocast
+        self.choose = choose
         self._stand_ins: Weights = {}
 
     def constants(self) -> Weights:
@@ -79,7 +90,7 @@ class BatchedModel:
         shared = {**self.rows.psi.unflatten(psi), **self._stand_ins}
 
         def predict(adapted: Weights, x: Tensor) -> Tensor:
-            with casting(self.autocast, psi):
+            with casting(self.autocast, psi), ClosedForms(self.choose):
                 prediction: Tensor = functional_call(self.model, {**adapted, **shared}, (x,))
             return prediction if self.autocast is None else prediction.to(psi.dtype)
 

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from adjoint_meta.solvers import checks
 
+from .fastest import fastest
+
 # From the tensors of a result, in order, to the result.
 _Builder: TypeAlias = Callable[[Iterator[Tensor]], Any]
 
@@ -112,12 +114,18 @@ class Engine:
             found = self._programs[signature] = _Program(self, self._known.get(str(signature), 0))
         return found
 
+    def choose(self, name: str, ways: Sequence[Callable[[], Tensor]]) -> int:
+        """Return which of several ways to compute the same is the fastest, measured when it is first asked for."""
+        if name not in self._known:
+            self._known[name] = fastest(ways)
+        return self._known[name]
+
     def state(self) -> dict[str, int]:
-        """Return how often each function was called before it was compiled, for `load` to go on with elsewhere."""
+        """Return what `load` goes on with elsewhere: calls of functions that are not compiled yet, and choices."""
         return {**self._known, **{str(signature): program.calls for signature, program in self._programs.items()}}
 
     def load(self, state: Mapping[str, int]) -> None:
-        """Let "auto" go on counting where another process was; for functions that were not called here yet."""
+        """Let "auto" go on counting where another process was, for functions not called here yet, and choose alike."""
         self._known = dict(state)
 
     @property

@@ -92,7 +92,7 @@ class MetaLearner(nn.Module):
             )
         like = next(p for p in model.parameters() if p.requires_grad)
         check_autocast(autocast, like)
-        self._batched = BatchedModel(model, loss, self._rows, autocast)
+        self._batched = BatchedModel(model, loss, self._rows, autocast, self.engine.choose)
         self._curvature = Curvature(self._batched, mode, chunk_size, self.engine, point_chunk)
         self._seen: set[object] = set()
         if method.watches:

@@ -28,7 +28,7 @@ BUDGETS = {
             Course("regression", 5, (10, 50, 200)),
             Course("regression", 64, (10, 50), (*CORE, *PEERS), ("MAML",)),
             Course("ratings", 5, (10, 50), (*CORE, *PEERS), ()),
-            Course("omniglot", 2, (1,), ("MAML", "torch.func unrolled", "higher"), ()),
+            Course("omniglot", 2, (1,), ("MAML", "torch.func unrolled", "higher", "torchopt"), ()),
         ),
         repeats=3,
         call=3.0,
