@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,20 @@ from .programs import Programs, ReplayedLinearisation
 from .tasks import Batch
 
 T = TypeVar("T")
+
+
+class Extended(NamedTuple):
+    """What the losses on a batch read besides φ.
+
+    Args:
+        psi: ψ ``[Q]``, or ψ extended by features that do not depend on φ; see `Prefix`.
+        batch: the tasks.
+        pull: from a gradient in it to one in ψ.
+    """
+
+    psi: Tensor
+    batch: Batch
+    pull: Callable[[Tensor], Tensor]
 
 
 class Curvature:
@@ -76,6 +90,14 @@ class Curvature:
         size = self.chunk_size or tasks
         return (slice(first, min(first + size, tasks)) for first in range(0, tasks, size))
 
+    def extend(self, psi: Tensor, batch: Batch) -> Extended:
+        """Evaluate what does not depend on φ, once for all that follows on these tasks."""
+        prefix = self.model.prefix(batch.x)
+        if prefix is None:
+            return Extended(psi, batch, lambda gradient: gradient)
+        chunks = list(self._chunks(len(batch)))
+        return Extended(*prefix.extend(psi, batch, chunks), lambda g: prefix.pull(psi, batch.x, g, chunks))
+
     def losses(self, phi: Tensor, psi: Tensor, batch: Batch) -> Tensor:
         """Return one loss a task, ``[tasks]``, without a graph."""
         self.evaluations.n_loss += 1
@@ -117,7 +139,7 @@ class Curvature:
         parts = []
         for chunk in self._chunks(len(phi)):
             row = phi[chunk].detach().requires_grad_()
-            prediction = self.model.predict(row, psi.detach(), batch.x[chunk])
+            prediction = self.model.predict(row, psi.detach(), batch.x[chunk], batch[chunk].kept)
             dummy = torch.zeros_like(prediction, requires_grad=True)
             (pulled,) = torch.autograd.grad(prediction, row, dummy, create_graph=True)
             (pushed,) = torch.autograd.grad(pulled, dummy, v[chunk], retain_graph=True, materialize_grads=True)

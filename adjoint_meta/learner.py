@@ -234,19 +234,20 @@ class MetaLearner(nn.Module):
             if batch is not None:
                 check_batch(what, batch, theta)
         steepest = self.steepest if self.method.watches and bool(self.steepest.any()) else None
-        problem = Problem(self._curvature, psi, support, query, steepest)
-        self._probe(problem)
-        return problem, theta
+        self._probe(support, query)
+        return Problem.of(self._curvature, psi, support, query, steepest), theta
 
-    def _probe(self, problem: Problem) -> None:
-        """Try one task, once for each new combination of shapes and dtypes; see `check_task`."""
-        for what, batch in (("support", problem.support), ("query", problem.query)):
+    def _probe(self, support: Batch, query: Batch | None) -> None:
+        """Try one task, once for each new combination of shapes and dtypes; see `check_task` and `find_prefix`."""
+        for what, batch in (("support", support), ("query", query)):
             if batch is None:
                 continue
             key = (batch.x.shape[1:], batch.y.shape[1:], batch.x.dtype, batch.y.dtype)
             if key not in self._seen:
                 check_task(self.model, self.loss, what, batch.x[0], batch.y[0])
                 self._seen.add(key)
+            with twice_differentiable():
+                self._batched.look_for_prefix(batch.x)
 
 
 class _MetaLoss(torch.autograd.Function):

@@ -133,7 +133,7 @@ def meta_gradient(method: Method, problem: Problem, theta: Tensor, hyper: Hyper)
     query = problem.query_gradients(adapted.phi)
     pulled = adapted.pullback(query.phi / problem.tasks)
     theta_gradient = pulled.theta.sum(dim=0)
-    psi_gradient = query.psi / problem.tasks + pulled.psi
+    psi_gradient = problem.shared_gradient(pulled.psi, query.psi / problem.tasks)
     found = (query.losses, theta_gradient, psi_gradient, *pulled.hyper.values())
     if not bool(torch.stack([torch.isfinite(values).all() for values in found]).all()):
         raise SolverError(
