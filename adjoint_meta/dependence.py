@@ -71,7 +71,8 @@ def independent_calls(model: nn.Module, adapted: Mapping[str, Tensor], x: Tensor
 
 
 def _plain(module: nn.Module) -> bool:
-    return not isinstance(module, torch.jit.ScriptModule)
+    hooks = module._forward_hooks or module._forward_pre_hooks  # which expect to see what the module does
+    return not hooks and not isinstance(module, torch.jit.ScriptModule)
 
 
 @contextmanager
