@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .parameters import ParameterRows
 from .prefix import Prefix, find_prefix
+from .rematerialisation import Rematerialisation
 from .tasks import Batch
 
 # loss(prediction, target) → scalar, for the points of one task.
@@ -26,12 +27,14 @@ class BatchedModel:
         model: any module that `check_module` accepts.
         loss: loss(prediction, target) → scalar.
         rows: how the model's parameters divide.
+        remat: patterns of the modules whose activations are not kept; see `Rematerialisation`.
     """
 
-    def __init__(self, model: nn.Module, loss: Loss, rows: ParameterRows) -> None:
+    def __init__(self, model: nn.Module, loss: Loss, rows: ParameterRows, remat: str | Sequence[str] = ()) -> None:
         self.model = model
         self.loss = loss
         self.rows = rows
+        self.remat = Rematerialisation(model, remat)
         self._prefixes: dict[Hashable, Prefix | None] = {}
         self._modes: tuple[bool, ...] = ()
         self._stand_ins: Weights = {}
@@ -48,7 +51,7 @@ class BatchedModel:
     def look_for_prefix(self, x: Tensor) -> None:
         """Find out, once, what does not depend on φ for tasks of this shape, ``[tasks, points, ...]``."""
         if self._like(x) not in self._prefixes:
-            self._prefixes[self._like(x)] = find_prefix(self.model, self.rows, x[0])
+            self._prefixes[self._like(x)] = find_prefix(self.model, self.rows, x[0], self.remat)
 
     def prefix(self, x: Tensor) -> Prefix | None:
         """Return what does not depend on φ for inputs of this shape, where that has been looked for."""
@@ -85,7 +88,8 @@ class BatchedModel:
         def one(adapted: Weights, x: Tensor, y: Tensor, *features: Tensor) -> Tensor:
             return self.loss(predict(adapted, x, *features), y)
 
-        with _without_randomness():
+        prefix = self.prefix(batch.x) if features else None
+        with _without_randomness(), self.remat.during(batch.x, prefix.names if prefix else ()):
             return _one_a_task(vmap(one)(self.rows.theta.unflatten(phi), batch.x, batch.y, *features))
 
     def of(self, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:

@@ -119,7 +119,8 @@ class Curvature:
 
         def at(chunk: slice) -> Linear:
             def eager() -> Linearisation:
-                linear = Linearisation(self.model.of(batch[chunk]), phi[chunk], psi, self.mode, check=not self._checked)
+                losses, dual = self.model.of(batch[chunk]), bool(self.model.remat.names)
+                linear = Linearisation(losses, phi[chunk], psi, self.mode, check=not self._checked, dual=dual)
                 self._checked = True
                 return linear
 

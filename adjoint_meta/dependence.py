@@ -64,13 +64,14 @@ def independent_calls(model: nn.Module, adapted: Mapping[str, Tensor], x: Tensor
         watch.label(tensor, () if name in adapted else (name,))
     for tensor in adapted.values():
         watch.label(tensor, (_ADAPTED,))
-    watched = {name: module for name, module in model.named_modules() if name and _plain(module)}
+    watched = {name: module for name, module in model.named_modules() if name and plain(module)}
     with torch.no_grad(), swapped(model, {name: watch.forward(name, m.forward) for name, m in watched.items()}), watch:
         prediction = functional_call(model, dict(adapted), (x,))
     return watch.found(prediction)
 
 
-def _plain(module: nn.Module) -> bool:
+def plain(module: nn.Module) -> bool:
+    """Return whether another forward method can stand in for a module's own."""
     hooks = module._forward_hooks or module._forward_pre_hooks  # which expect to see what the module does
     return not hooks and not isinstance(module, torch.jit.ScriptModule)
 

@@ -46,7 +46,10 @@ class MetaLearner(nn.Module):
         backend: ``"eager"``; ``"compile"``, which traces and compiles gradients, products and whole solver steps
             once for their shapes; ``"cudagraph"``, which captures those on a CUDA device too; ``"auto"`` compiles
             what has been called 1000 times.
-        mode: ``"reverse_over_reverse"`` or ``"forward_over_reverse"``, how HVPs are taken.
+        mode: ``"reverse_over_reverse"`` or ``"forward_over_reverse"``, how HVPs are taken; ``"auto"`` takes the latter
+            where ``remat`` is given, which only then saves memory.
+        remat: patterns of module names, such as ``"blocks.*"``, whose activations are computed again in the backward
+            pass instead of kept; on the eager backend.
         chunk_size: at most this many tasks at a time, to bound memory.
 
     Raises:
@@ -63,7 +66,8 @@ class MetaLearner(nn.Module):
         *,
         adapt: str | Sequence[str] | None = None,
         backend: str = "auto",
-        mode: str = MODES[0],
+        mode: str = "auto",
+        remat: str | Sequence[str] = (),
         chunk_size: int | None = None,
     ) -> None:
         super().__init__()
@@ -73,7 +77,12 @@ class MetaLearner(nn.Module):
             raise TypeError(f"loss must be callable as loss(prediction, target), got {type(loss).__name__}")
         if not isinstance(method, Method):
             raise TypeError(f"method must be one such as AdjointMAML(horizon=2.0), got {method!r}")
-        self.engine = Engine(backend, Evaluations())
+        if remat and backend not in ("auto", "eager"):
+            raise ValueError(f"remat works on the eager backend only, got backend={backend!r}; leave one of them out")
+        checks.one_of("mode", mode, ("auto", *MODES))
+        if mode == "auto":
+            mode = MODES[bool(remat)]
+        self.engine = Engine("eager" if remat else backend, Evaluations())
         check_module(model)
         self.model = model
         self.method = method
@@ -83,7 +92,7 @@ class MetaLearner(nn.Module):
                 f"{type(method).__name__} has no gradient for shared parameters; adapt all of them, or freeze the "
                 "others with requires_grad_(False)"
             )
-        self._batched = BatchedModel(model, loss, self._rows)
+        self._batched = BatchedModel(model, loss, self._rows, remat)
         self._curvature = Curvature(self._batched, mode, chunk_size, self.engine)
         self._seen: set[object] = set()
         like = next(p for p in model.parameters() if p.requires_grad)

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from .dependence import Call, Independent, Result, independent_calls, swapped
 from .parameters import Layout, ParameterRows
+from .rematerialisation import Rematerialisation
 from .tasks import Batch
 
 Weights: TypeAlias = dict[str, Tensor]
@@ -33,10 +34,15 @@ class Prefix:
         model: the module.
         rows: how its parameters divide.
         calls: as `independent_calls` finds them.
+        remat: the modules whose activations are not kept.
     """
 
-    def __init__(self, model: nn.Module, rows: ParameterRows, calls: Independent) -> None:
+    def __init__(
+        self, model: nn.Module, rows: ParameterRows, calls: Independent, remat: Rematerialisation | None = None
+    ) -> None:
         self.model, self.rows, self.calls = model, rows, calls
+        self.remat = remat or Rematerialisation(model)
+        self.names = [name for name, _ in (*calls.kept, *calls.skipped)]
         parameters = dict(model.named_parameters())
         self.layout = Layout({name: parameters[name] for name in rows.psi.names if name in calls.names})
         shapes = [shape for result in calls.kept.values() for shape, _ in result.tensors]
@@ -64,7 +70,9 @@ class Prefix:
                 pass
             return tuple(tensor for call in self.calls.kept for tensor in found[call])
 
-        return torch.cat([part.reshape(len(x), -1) for part in vmap(one)(x)], dim=1)
+        with self.remat.during(x, self.names):
+            parts = vmap(one)(x)
+        return torch.cat([part.reshape(len(x), -1) for part in parts], dim=1)
 
     @contextmanager
     def given(self, features: Tensor) -> Iterator[None]:
@@ -101,8 +109,7 @@ class Prefix:
             return meet
 
         known = {**self.calls.kept, **self.calls.skipped}
-        names = {name for name, _ in known}
-        with swapped(self.model, {n: forward(n, self.model.get_submodule(n).forward) for n in names}):
+        with swapped(self.model, {n: forward(n, self.model.get_submodule(n).forward) for n in set(self.names)}):
             yield
 
     def extend(self, psi: Tensor, batch: Batch, chunks: Sequence[slice]) -> tuple[Tensor, Batch]:
@@ -144,7 +151,9 @@ class _Complete(Exception):
     """All features are there; the rest of the model need not run."""
 
 
-def find_prefix(model: nn.Module, rows: ParameterRows, x: Tensor) -> Prefix | None:
+def find_prefix(
+    model: nn.Module, rows: ParameterRows, x: Tensor, remat: Rematerialisation | None = None
+) -> Prefix | None:
     """Return the prefix of a model for inputs of this shape, ``[points, ...]`` of one task, if there is one.
 
     It is tried, too: a model whose calls are not the same each time is evaluated in full.
@@ -156,7 +165,7 @@ def find_prefix(model: nn.Module, rows: ParameterRows, x: Tensor) -> Prefix | No
     calls = independent_calls(model, adapted, x)
     if calls is None:
         return None
-    prefix = Prefix(model, rows, calls)
+    prefix = Prefix(model, rows, calls, remat)
     with torch.no_grad():
         expected = functional_call(model, adapted, (x,))
         try:

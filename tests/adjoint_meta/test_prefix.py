@@ -74,7 +74,9 @@ def agree(expected: MetaLearner, learner: MetaLearner, tasks: TaskBatch, toleran
 def found(learner: MetaLearner, tasks: TaskBatch):
     """What is kept and skipped of a support task."""
     prefix = learner._batched.prefix(tasks.support.x)
-    return (set(), set()) if prefix is None else ({n for n, _ in prefix.calls.kept}, {n for n, _ in prefix.calls.skipped})
+    return (
+        (set(), set()) if prefix is None else ({n for n, _ in prefix.calls.kept}, {n for n, _ in prefix.calls.skipped})
+    )
 
 
 @pytest.fixture
