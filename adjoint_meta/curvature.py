@@ -26,12 +26,12 @@ class Extended(NamedTuple):
     Args:
         psi: ψ ``[Q]``, or ψ extended by features that do not depend on φ; see `Prefix`.
         batch: the tasks.
-        pull: from a gradient in it to one in ψ.
+        pull: adds what a gradient in it implies to one in ψ.
     """
 
     psi: Tensor
     batch: Batch
-    pull: Callable[[Tensor], Tensor]
+    pull: Callable[[Tensor, Tensor], object]
 
 
 class Curvature:
@@ -94,9 +94,9 @@ class Curvature:
         """Evaluate what does not depend on φ, once for all that follows on these tasks."""
         prefix = self.model.prefix(batch.x)
         if prefix is None:
-            return Extended(psi, batch, lambda gradient: gradient)
-        chunks = list(self._chunks(len(batch)))
-        return Extended(*prefix.extend(psi, batch, chunks), lambda g: prefix.pull(psi, batch.x, g, chunks))
+            return Extended(psi, batch, lambda gradient, into: into.add_(gradient))
+        x, chunks = batch.x, list(self._chunks(len(batch)))
+        return Extended(*prefix.extend(psi, batch, chunks), lambda g, into: prefix.pull(g, x, chunks, into))
 
     def losses(self, phi: Tensor, psi: Tensor, batch: Batch) -> Tensor:
         """Return one loss a task, ``[tasks]``, without a graph."""

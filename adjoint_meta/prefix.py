@@ -48,9 +48,8 @@ class Prefix:
         shapes = [shape for result in calls.kept.values() for shape, _ in result.tensors]
         self.sizes = [shape.numel() for shape in shapes]
 
-    def features(self, psi: Tensor, x: Tensor) -> Tensor:
-        """Return the features ``[tasks, F]`` of inputs ``[tasks, points, ...]``."""
-        named = self.rows.psi.unflatten(psi)
+    def features(self, x: Tensor) -> Tensor:
+        """Return the features ``[tasks, F]`` of inputs ``[tasks, points, ...]``, by the model's own parameters."""
 
         def one(x: Tensor) -> tuple[Tensor, ...]:
             found: dict[Call, list[Tensor]] = {}
@@ -65,7 +64,7 @@ class Prefix:
 
             try:
                 with self._meeting(met):
-                    functional_call(self.model, named, (x,))
+                    self.model(x)
             except _Complete:
                 pass
             return tuple(tensor for call in self.calls.kept for tensor in found[call])
@@ -115,7 +114,7 @@ class Prefix:
     def extend(self, psi: Tensor, batch: Batch, chunks: Sequence[slice]) -> tuple[Tensor, Batch]:
         """Return the extended ψ and the batch to evaluate with it; features that no ψ moves stay in the batch."""
         with torch.no_grad():
-            features = torch.cat([self.features(psi, batch.x[chunk]) for chunk in chunks])
+            features = torch.cat([self.features(batch.x[chunk]) for chunk in chunks])
         if psi.numel() == 0:
             return psi, replace(batch, kept=features)
         parts = self.rows.psi.unflatten(psi)
@@ -129,22 +128,23 @@ class Prefix:
         own, features = psi.split((self.layout.size, psi.numel() - self.layout.size))
         return self.layout.unflatten(own), features.view(-1, sum(self.sizes)).index_select(0, kept)
 
-    def pull(self, psi: Tensor, x: Tensor, cotangent: Tensor, chunks: Sequence[slice]) -> Tensor:
-        """Return the gradient in ψ ``[Q]`` that one in the extended ψ implies."""
-        if psi.numel() == 0:
-            return cotangent
+    def pull(self, cotangent: Tensor, x: Tensor, chunks: Sequence[slice], into: Tensor) -> None:
+        """Add the gradient in ψ that one in the extended ψ implies to ``into`` ``[Q]``."""
+        if into.numel() == 0:
+            return
+        total = self.rows.psi.unflatten(into)
         own, features = cotangent.split((self.layout.size, cotangent.numel() - self.layout.size))
-        direct = self.layout.unflatten(own)
-        gradient = torch.zeros_like(psi)
-        for name, part in self.rows.psi.unflatten(gradient).items():
-            if name in direct:
-                part.copy_(direct[name])
-        psi = psi.detach().requires_grad_()
+        for name, part in self.layout.unflatten(own).items():
+            total[name] += part
+        parameters = dict(self.model.named_parameters())
+        shared = [parameters[name] for name in total]
         for chunk in chunks:
-            found = self.features(psi, x[chunk])
+            found = self.features(x[chunk])
             if found.requires_grad:
-                gradient += torch.autograd.grad(found, psi, features.view(len(x), -1)[chunk])[0]
-        return gradient
+                gradients = torch.autograd.grad(found, shared, features.view(len(x), -1)[chunk], allow_unused=True)
+                for part, gradient in zip(total.values(), gradients, strict=True):
+                    if gradient is not None:
+                        part += gradient
 
 
 class _Complete(Exception):
@@ -160,8 +160,7 @@ def find_prefix(
     """
     if not rows.psi.names and all(p.requires_grad for p in model.parameters()) and not list(model.buffers()):
         return None
-    theta, psi = rows.read(model)
-    adapted = rows.theta.unflatten(theta)
+    adapted = rows.theta.unflatten(rows.read(model)[0])
     calls = independent_calls(model, adapted, x)
     if calls is None:
         return None
@@ -169,7 +168,7 @@ def find_prefix(
     with torch.no_grad():
         expected = functional_call(model, adapted, (x,))
         try:
-            features = prefix.features(psi, x[None])[0]
+            features = prefix.features(x[None])[0]
             with prefix.given(features):
                 found = functional_call(model, adapted, (x,))
         except (RuntimeError, KeyError, IndexError, AttributeError, TypeError):

@@ -45,8 +45,11 @@ class Problem:
         """Return the gradient in all shared parameters ``[Q]`` from those that came through either loss."""
         if self.extended is None or self.extended[1] is None:
             return query + support
-        inner, outer = self.extended
-        return outer.pull(query) + inner.pull(support)
+        total = support.new_zeros(self.curvature.model.rows.psi.size)
+        for part, gradient in zip(self.extended, (support, query), strict=True):
+            if part is not None:
+                part.pull(gradient, total)
+        return total
 
     @property
     def tasks(self) -> int:
