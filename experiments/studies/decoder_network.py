@@ -65,7 +65,7 @@ class NextToken(nn.CrossEntropyLoss):
 
 
 def sequence_tasks(count: int, sequences: int, tokens: int, vocabulary: int) -> TaskBatch:
-    """Return tasks of so many random sequences each for support and query: what an evaluation takes, not what is learned."""
+    """Return tasks of random sequences for support and query: what an evaluation takes, not what is learned."""
     draw = generator(0, 104)
 
     def points() -> Batch:

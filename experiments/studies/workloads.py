@@ -131,7 +131,7 @@ def _decoder(blocks: int, width: int, sequences: int, tokens: int, vocabulary: i
     last = range(blocks - blocks // 4, blocks)
     return Workload(
         f"decoder of {blocks} blocks",
-        f"width {width}, {tokens} tokens of {vocabulary}, {sequences} random sequences for support and as many for query, "
+        f"width {width}, {tokens} tokens of {vocabulary}, {sequences} random sequences each for support and query, "
         f"next-token loss; the MLPs of the last {len(last)} adapt, the rest is shared",
         lambda: Decoder(blocks, width, tokens, vocabulary),
         NextToken,
