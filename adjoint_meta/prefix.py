@@ -48,8 +48,12 @@ class Prefix:
         shapes = [shape for result in calls.kept.values() for shape, _ in result.tensors]
         self.sizes = [shape.numel() for shape in shapes]
 
-    def features(self, x: Tensor) -> Tensor:
-        """Return the features ``[tasks, F]`` of inputs ``[tasks, points, ...]``, by the model's own parameters."""
+    def features(self, x: Tensor, parameters: Weights | None = None) -> Tensor:
+        """Return the features ``[tasks, F]`` of inputs ``[tasks, points, ...]``, by the model's own parameters.
+
+        Args:
+            parameters: what takes the place of some of these.
+        """
 
         def one(x: Tensor) -> tuple[Tensor, ...]:
             found: dict[Call, list[Tensor]] = {}
@@ -64,7 +68,7 @@ class Prefix:
 
             try:
                 with self._meeting(met):
-                    self.model(x)
+                    functional_call(self.model, parameters or {}, (x,))
             except _Complete:
                 pass
             return tuple(tensor for call in self.calls.kept for tensor in found[call])
@@ -137,14 +141,13 @@ class Prefix:
         for name, part in self.layout.unflatten(own).items():
             total[name] += part
         parameters = dict(self.model.named_parameters())
-        shared = [parameters[name] for name in total]
+        leaves = {name: parameters[name].detach().requires_grad_() for name in total}
+        for name, leaf in leaves.items():
+            leaf.grad = total[name]  # autograd adds to it in place: as large as ψ, it is not held twice
         for chunk in chunks:
-            found = self.features(x[chunk])
+            found = self.features(x[chunk], leaves)
             if found.requires_grad:
-                gradients = torch.autograd.grad(found, shared, features.view(len(x), -1)[chunk], allow_unused=True)
-                for part, gradient in zip(total.values(), gradients, strict=True):
-                    if gradient is not None:
-                        part += gradient
+                torch.autograd.backward(found, features.view(len(x), -1)[chunk], inputs=list(leaves.values()))
 
 
 class _Complete(Exception):

@@ -10,23 +10,35 @@ from adjoint_meta.tasks import Batch, TaskBatch, generator
 _HEADS = 4
 
 
+class Attention(nn.Module):
+    """Causal self-attention."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mix, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the mixed stream ``[sequences, tokens, width]``."""
+        parts = (part.unflatten(-1, (_HEADS, -1)).transpose(-2, -3) for part in self.mix(x).chunk(3, dim=-1))
+        mixed = nn.functional.scaled_dot_product_attention(*parts, is_causal=True)
+        found: Tensor = self.out(mixed.transpose(-2, -3).flatten(-2))
+        return found
+
+
 class Block(nn.Module):
-    """Causal self-attention and an MLP of four times the width, each after a layer norm, added to the stream."""
+    """Attention and an MLP of four times the width, each after a layer norm, added to the stream."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.mix, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.attention = Attention(width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the stream ``[sequences, tokens, width]`` after the block."""
-        x = x + self.out(self._attend(self.norm1(x)))
-        return x + self.mlp(self.norm2(x))
-
-    def _attend(self, x: Tensor) -> Tensor:
-        parts = (part.unflatten(-1, (_HEADS, -1)).transpose(-2, -3) for part in self.mix(x).chunk(3, dim=-1))
-        return nn.functional.scaled_dot_product_attention(*parts, is_causal=True).transpose(-2, -3).flatten(-2)
+        x = x + self.attention(self.norm1(x))
+        found: Tensor = x + self.mlp(self.norm2(x))
+        return found
 
 
 class Decoder(nn.Module):
