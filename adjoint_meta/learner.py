@@ -46,8 +46,7 @@ class MetaLearner(nn.Module):
         backend: ``"eager"``; ``"compile"``, which traces and compiles gradients, products and whole solver steps
             once for their shapes; ``"cudagraph"``, which captures those on a CUDA device too; ``"auto"`` compiles
             what has been called 1000 times.
-        mode: ``"reverse_over_reverse"`` or ``"forward_over_reverse"``, how HVPs are taken; ``"auto"`` takes the latter
-            where ``remat`` is given, which only then saves memory.
+        mode: ``"reverse_over_reverse"`` or ``"forward_over_reverse"``, how HVPs are taken.
         remat: patterns of module names, such as ``"blocks.*"``, whose activations are computed again in the backward
             pass instead of kept; on the eager backend.
         chunk_size: at most this many tasks at a time, to bound memory.
@@ -66,7 +65,7 @@ class MetaLearner(nn.Module):
         *,
         adapt: str | Sequence[str] | None = None,
         backend: str = "auto",
-        mode: str = "auto",
+        mode: str = MODES[0],
         remat: str | Sequence[str] = (),
         chunk_size: int | None = None,
     ) -> None:
@@ -79,9 +78,6 @@ class MetaLearner(nn.Module):
             raise TypeError(f"method must be one such as AdjointMAML(horizon=2.0), got {method!r}")
         if remat and backend not in ("auto", "eager"):
             raise ValueError(f"remat works on the eager backend only, got backend={backend!r}; leave one of them out")
-        checks.one_of("mode", mode, ("auto", *MODES))
-        if mode == "auto":
-            mode = MODES[bool(remat)]
         self.engine = Engine("eager" if remat else backend, Evaluations())
         check_module(model)
         self.model = model

@@ -23,7 +23,7 @@ def _budget(course: Course, repeats: int, call: float, memory: float) -> Budget:
 
 
 BUDGETS = {
-    "quick": _budget(Course("decoder", 1, (1, 4, 16), tuple(DEEP), ()), repeats=1, call=90.0, memory=8 * GIB),
+    "quick": _budget(Course("decoder", 1, (1, 4, 16), tuple(DEEP), ()), repeats=1, call=240.0, memory=8 * GIB),
     "full": _budget(Course("decoder", 4, (1, 4, 16), tuple(DEEP), ()), repeats=3, call=600.0, memory=32 * GIB),
 }
 

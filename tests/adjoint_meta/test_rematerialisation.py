@@ -85,7 +85,9 @@ def test_every_way_to_use_products(method, generator):
     model = drawn(nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1)), generator)
     tasks = regression(generator)
     plain, remat = (
-        MetaLearner(model, nn.functional.mse_loss, method, backend="eager", remat=names).meta_gradient(tasks)
+        MetaLearner(
+            model, nn.functional.mse_loss, method, backend="eager", remat=names, mode="forward_over_reverse"
+        ).meta_gradient(tasks)
         for names in ((), "[01]")
     )
     assert remat.stats["n_hvp"] == plain.stats["n_hvp"]
@@ -144,14 +146,6 @@ def test_the_outermost_of_nested_modules_counts():
     assert Rematerialisation(Decoder()).names == []
 
 
-def test_auto_takes_the_mode_that_saves_memory():
-    def mode(**options):
-        return MetaLearner(Decoder(), nn.functional.cross_entropy, MAML(), **options)._curvature.mode
-
-    assert mode() == "reverse_over_reverse" and mode(remat="blocks.*") == "forward_over_reverse"
-    assert mode(remat="blocks.*", mode="reverse_over_reverse") == "reverse_over_reverse"
-
-
 def test_what_cannot_work_is_refused():
     with pytest.raises(ValueError, match=r"remat pattern 'block\.\*' matches no module"):
         MetaLearner(Decoder(), nn.functional.cross_entropy, MAML(), remat="block.*")
@@ -162,7 +156,7 @@ def test_what_cannot_work_is_refused():
 def test_operations_without_a_forward_rule_say_what_to_do(generator):
     model = drawn(nn.Sequential(nn.Linear(2, 6), nn.GroupNorm(2, 6), nn.Tanh(), nn.Linear(6, 1)), generator)
     tasks = regression(generator)
-    learner = MetaLearner(model, nn.functional.mse_loss, MAML(1), remat="1")
+    learner = MetaLearner(model, nn.functional.mse_loss, MAML(1), remat="1", mode="forward_over_reverse")
     with pytest.raises(ValueError, match="mode='reverse_over_reverse'"):
         learner.meta_gradient(tasks)
-    MetaLearner(model, nn.functional.mse_loss, MAML(1), remat="1", mode="reverse_over_reverse").meta_gradient(tasks)
+    MetaLearner(model, nn.functional.mse_loss, MAML(1), remat="1").meta_gradient(tasks)
