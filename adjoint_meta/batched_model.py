@@ -51,7 +51,8 @@ class BatchedModel:
     def look_for_prefix(self, x: Tensor) -> None:
         """Find out, once, what does not depend on φ for tasks of this shape, ``[tasks, points, ...]``."""
         if self._like(x) not in self._prefixes:
-            self._prefixes[self._like(x)] = find_prefix(self.model, self.rows, x[0], self.remat)
+            with twice_differentiable():
+                self._prefixes[self._like(x)] = find_prefix(self.model, self.rows, x[0], self.remat)
 
     def prefix(self, x: Tensor) -> Prefix | None:
         """Return what does not depend on φ for inputs of this shape, where that has been looked for."""

@@ -185,7 +185,9 @@ class _Watch(TorchDispatchMode):
         # What a replaced call leaves behind in other ways than by returning it would not be there.
         if _WITHIN in needed or not any(isinstance(label, _Frame) for label in needed):
             return None
-        kept, skipped, count = {}, {}, Counter[str]()
+        kept: dict[Call, Result] = {}
+        skipped: dict[Call, Result] = {}
+        count = Counter[str]()
         for frame in self._calls:
             if frame.outer is not None and frame.outer.replaced:
                 continue
@@ -216,4 +218,4 @@ def _written(function: Any, args: Any, kwargs: Any) -> Iterator[Any]:
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)

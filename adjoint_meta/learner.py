@@ -43,12 +43,10 @@ class MetaLearner(nn.Module):
         method: how tasks adapt and how the meta-gradient is taken.
         adapt: patterns of the parameter names that adapt to a task, such as ``"head.*"``; the others are shared and
             get their gradient too. ``None`` adapts all.
-        backend: ``"eager"``; ``"compile"``, which traces and compiles gradients, products and whole solver steps
-            once for their shapes; ``"cudagraph"``, which captures those on a CUDA device too; ``"auto"`` compiles
-            what has been called 1000 times.
+        backend: ``"eager"``; ``"compile"``, which traces and compiles gradients, products and whole solver steps once
+            for their shapes; ``"cudagraph"``, on a CUDA device; ``"auto"`` compiles what was called 1000 times.
         mode: ``"reverse_over_reverse"`` or ``"forward_over_reverse"``, how HVPs are taken.
-        remat: patterns of module names, such as ``"blocks.*"``, whose activations are computed again in the backward
-            pass instead of kept; on the eager backend.
+        remat: patterns of modules whose activations are computed again instead of kept, such as ``"blocks.*"``.
         chunk_size: at most this many tasks at a time, to bound memory.
 
     Raises:
@@ -251,8 +249,7 @@ class MetaLearner(nn.Module):
             if key not in self._seen:
                 check_task(self.model, self.loss, what, batch.x[0], batch.y[0])
                 self._seen.add(key)
-            with twice_differentiable():
-                self._batched.look_for_prefix(batch.x)
+            self._batched.look_for_prefix(batch.x)
 
 
 class _MetaLoss(torch.autograd.Function):

@@ -155,5 +155,7 @@ class _Recomputed(torch.autograd.Function):
 def _leaf(tensor: Tensor) -> Tensor:
     """Return a tensor of that value and tangent, to be differentiated from."""
     value, tangent = forward_ad.unpack_dual(tensor)
-    leaf = value.detach().requires_grad_(value.is_floating_point() and tensor.requires_grad)
-    return leaf if tangent is None else forward_ad.make_dual(leaf, tangent.detach())
+    leaf: Tensor = value.detach().requires_grad_(value.is_floating_point() and tensor.requires_grad)
+    if tangent is not None:
+        leaf = forward_ad.make_dual(leaf, tangent.detach())
+    return leaf

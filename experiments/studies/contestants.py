@@ -44,6 +44,9 @@ def _ours(method: Callable[[int], Method], **options: Any) -> Callable[[Placed, 
     def prepare(placed: Placed, steps: int, backend: str) -> Run:
         learner = MetaLearner(placed.model, placed.loss, method(steps), backend=backend, adapt=placed.adapt, **options)
 
+        # Each new shape of points is looked at once, not in every meta-gradient.
+        learner.support_problem(placed.tasks.support)
+
         def run() -> Tensor:
             with warnings.catch_warnings():
                 # What methods warn of, as steps outside the stability interval, the column of errors shows.

@@ -19,8 +19,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the mixed stream ``[sequences, tokens, width]``."""
-        parts = (part.unflatten(-1, (_HEADS, -1)).transpose(-2, -3) for part in self.mix(x).chunk(3, dim=-1))
-        mixed = nn.functional.scaled_dot_product_attention(*parts, is_causal=True)
+        q, k, v = (part.unflatten(-1, (_HEADS, -1)).transpose(-2, -3) for part in self.mix(x).chunk(3, dim=-1))
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         found: Tensor = self.out(mixed.transpose(-2, -3).flatten(-2))
         return found
 
