@@ -40,14 +40,16 @@ class GradientFlow:
     def tensors(self) -> tuple[Tensor, ...]:
         """Return all tensors that the flow of all tasks reads, besides what the model holds; see `over`."""
         support = self.problem.support
-        found = (self.theta, support.x, support.y, self.problem.psi)
+        found = (self.theta, self.problem.psi, *support.rows)
         return (*found, *(t for t in (self.proximal, self.rates) if isinstance(t, Tensor)))
 
     def over(self, tensors: Sequence[Tensor]) -> GradientFlow:
         """Return the same flow with these in place of its own `tensors`."""
-        theta, x, y, psi, *rest = tensors
+        theta, psi, *rest = tensors
+        count = len(self.problem.support.rows)
+        support, rest = Batch.of(*rest[:count]), rest[count:]
         proximal = rest.pop(0) if isinstance(self.proximal, Tensor) else self.proximal
-        problem = replace(self.problem, psi=psi, support=Batch(x, y))
+        problem = replace(self.problem, psi=psi, support=support)
         return GradientFlow(problem, theta, proximal, rest.pop(0) if self.rates is not None else None)
 
     @property

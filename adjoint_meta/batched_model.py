@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from .closed_forms import ClosedForms
 from .convolution import Choose, the_first
 from .mixed_precision import casting
 from .parameters import ParameterRows
+from .prefix import Prefix, find_prefix
+from .rematerialisation import Rematerialisation
 from .tasks import Batch
 
 # loss(prediction, target) → scalar, for the points of one task.
@@ -28,6 +30,7 @@ class BatchedModel:
         model: any module that `check_module` accepts.
         loss: loss(prediction, target) → scalar.
         rows: how the model's parameters divide.
+        remat: patterns of the modules whose activations are not kept; see `Rematerialisation`.
         autocast: evaluate the model in this half precision; predictions, losses and gradients stay in the rows' dtype.
         choose: of several ways to convolve, see `ClosedForms`.
     """
@@ -37,6 +40,7 @@ class BatchedModel:
         model: nn.Module,
         loss: Loss,
         rows: ParameterRows,
+        remat: str | Sequence[str] = (),
         autocast: torch.dtype | None = None,
         choose: Choose = the_first,
     ) -> None:
@@ -45,7 +49,38 @@ class BatchedModel:
         self.rows = rows
         self.autocast = autocast
         self.choose = choose
+        self.remat = Rematerialisation(model, remat, self._evaluating)
+        self._prefixes: dict[Hashable, Prefix | None] = {}
+        self._modes: tuple[bool, ...] = ()
         self._stand_ins: Weights = {}
+
+    @property
+    def modes(self) -> tuple[bool, ...]:
+        """Which modules were in training mode at the last `refresh`."""
+        return self._modes
+
+    def refresh(self) -> None:
+        """Look at the model again: its modules' modes."""
+        self._modes = tuple(module.training for module in self.model.modules())
+
+    def look_for_prefix(self, x: Tensor) -> None:
+        """Find out, once, what does not depend on φ for tasks of this shape, ``[tasks, points, ...]``."""
+        if self._like(x) not in self._prefixes:
+            with twice_differentiable():
+                self._prefixes[self._like(x)] = find_prefix(self.model, self.rows, x[0], self.remat)
+
+    def prefix(self, x: Tensor) -> Prefix | None:
+        """Return what does not depend on φ for inputs of this shape, where that has been looked for."""
+        return self._prefixes.get(self._like(x))
+
+    def _like(self, x: Tensor) -> Hashable:
+        return x.shape[1:], x.dtype, self._modes
+
+    @contextmanager
+    def _evaluating(self, like: Tensor) -> Iterator[None]:
+        """Inside, the model's operations are those that a learner wants of it, wherever they are made again."""
+        with casting(self.autocast, like), ClosedForms(self.choose):
+            yield
 
     def constants(self) -> Weights:
         """Return what the model reads besides φ and ψ, by name: frozen parameters and buffers."""
@@ -53,10 +88,11 @@ class BatchedModel:
         moving = {*self.rows.theta.names, *self.rows.psi.names}
         return {name: tensor for name, tensor in named.items() if name not in moving}
 
-    def predict(self, phi: Tensor, psi: Tensor, x: Tensor) -> Tensor:
+    def predict(self, phi: Tensor, psi: Tensor, x: Tensor, kept: Tensor | None = None) -> Tensor:
         """Return predictions ``[tasks, points, ...]`` for inputs ``[tasks, points, ...]``."""
+        predict, features = self._predictor(psi, x, kept)
         with _without_randomness():
-            return vmap(self._predictor(psi))(self.rows.theta.unflatten(phi), x)
+            return vmap(predict)(self.rows.theta.unflatten(phi), x, *features)
 
     @contextmanager
     def reading(self, constants: Sequence[Tensor]) -> Iterator[None]:
@@ -69,13 +105,14 @@ class BatchedModel:
 
     def losses(self, phi: Tensor, psi: Tensor, batch: Batch) -> Tensor:
         """Return one loss a task, ``[tasks]``."""
-        predict = self._predictor(psi)
+        predict, features = self._predictor(psi, batch.x, batch.kept)
 
-        def one(adapted: Weights, x: Tensor, y: Tensor) -> Tensor:
-            return self.loss(predict(adapted, x), y)
+        def one(adapted: Weights, x: Tensor, y: Tensor, *features: Tensor) -> Tensor:
+            return self.loss(predict(adapted, x, *features), y)
 
-        with _without_randomness():
-            return _one_a_task(vmap(one)(self.rows.theta.unflatten(phi), batch.x, batch.y))
+        prefix = self.prefix(batch.x) if features else None
+        with _without_randomness(), self.remat.during(batch.x, prefix.names if prefix else ()):
+            return _one_a_task(vmap(one)(self.rows.theta.unflatten(phi), batch.x, batch.y, *features))
 
     def of(self, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
         """Return the losses on a batch as a function of (φ, ψ)."""
@@ -85,16 +122,25 @@ class BatchedModel:
         """Return one loss a task ``[tasks]`` from predictions and targets ``[tasks, points, ...]``."""
         return _one_a_task(vmap(self.loss)(prediction, y))
 
-    def _predictor(self, psi: Tensor) -> Callable[[Weights, Tensor], Tensor]:
-        """Return the model of one task as a function of its adapted weights and its points."""
-        shared = {**self.rows.psi.unflatten(psi), **self._stand_ins}
+    def _predictor(self, psi: Tensor, x: Tensor, kept: Tensor | None) -> tuple[Callable[..., Tensor], list[Tensor]]:
+        """Return the model of one task as a function of its adapted weights, its points and its features, and these.
 
-        def predict(adapted: Weights, x: Tensor) -> Tensor:
-            with casting(self.autocast, psi), ClosedForms(self.choose):
+        Without anything kept there are no features.
+        """
+        prefix = None if kept is None else self.prefix(x)
+        if prefix is None or kept is None:
+            shared, features = self.rows.psi.unflatten(psi), []
+        else:
+            shared, rows = prefix.split(psi, kept)
+            features = [rows]
+        shared = {**shared, **self._stand_ins}
+
+        def predict(adapted: Weights, x: Tensor, *features: Tensor) -> Tensor:
+            with self._evaluating(psi), prefix.given(*features) if prefix else nullcontext():
                 prediction: Tensor = functional_call(self.model, {**adapted, **shared}, (x,))
             return prediction if self.autocast is None else prediction.to(psi.dtype)
 
-        return predict
+        return predict, features
 
 
 def _one_a_task(losses: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,20 @@ from .programs import Programs, ReplayedLinearisation
 from .tasks import Batch
 
 T = TypeVar("T")
+
+
+class Extended(NamedTuple):
+    """What the losses on a batch read besides φ.
+
+    Args:
+        psi: ψ ``[Q]``, or ψ extended by features that do not depend on φ; see `Prefix`.
+        batch: the tasks.
+        pull: adds what a gradient in it implies to one in ψ.
+    """
+
+    psi: Tensor
+    batch: Batch
+    pull: Callable[[Tensor, Tensor], object]
 
 
 class Curvature:
@@ -138,6 +152,19 @@ class Curvature:
         ]
         return torch.cat(rows)
 
+    def look_for_prefix(self, batch: Batch) -> None:
+        """Find out, once for a shape, what does not depend on φ; points taken in parts have no features."""
+        if self._apart_points(batch.x.shape[1]) is None:
+            self.model.look_for_prefix(batch.x)
+
+    def extend(self, psi: Tensor, batch: Batch) -> Extended:
+        """Evaluate what does not depend on φ, once for all that follows on these tasks."""
+        prefix = self.model.prefix(batch.x) if self._apart_points(batch.x.shape[1]) is None else None
+        if prefix is None:
+            return Extended(psi, batch, lambda gradient, into: into.add_(gradient))
+        x, chunks = batch.x, list(self._chunks(len(batch)))
+        return Extended(*prefix.extend(psi, batch, chunks), lambda g, into: prefix.pull(g, x, chunks, into))
+
     def losses(self, phi: Tensor, psi: Tensor, batch: Batch) -> Tensor:
         """Return one loss a task, ``[tasks]``, without a graph."""
         self.evaluations.n_loss += 1
@@ -171,7 +198,8 @@ class Curvature:
 
         def on(rows: Tensor, points: Batch) -> Linear:
             def eager() -> Linearisation:
-                linear = Linearisation(self.model.of(points), rows, psi, self.mode, check=not self._checked)
+                losses, dual = self.model.of(points), bool(self.model.remat.names)
+                linear = Linearisation(losses, rows, psi, self.mode, check=not self._checked, dual=dual)
                 self._checked = True
                 return linear
 
@@ -199,7 +227,7 @@ class Curvature:
 
         def on(rows: Tensor, v: Tensor, points: Batch) -> tuple[Tensor, ...]:
             rows = rows.detach().requires_grad_()
-            prediction = self.model.predict(rows, psi.detach(), points.x)
+            prediction = self.model.predict(rows, psi.detach(), points.x, points.kept)
             dummy = torch.zeros_like(prediction, requires_grad=True)
             (pulled,) = torch.autograd.grad(prediction, rows, dummy, create_graph=True)
             (pushed,) = torch.autograd.grad(pulled, dummy, v, retain_graph=True, materialize_grads=True)

@@ -44,10 +44,10 @@ class MetaLearner(nn.Module):
         method: how tasks adapt and how the meta-gradient is taken.
         adapt: patterns of the parameter names that adapt to a task, such as ``"head.*"``; the others are shared and
             get their gradient too. ``None`` adapts all.
-        backend: ``"eager"``; ``"compile"``, which traces and compiles gradients, products and whole solver steps
-            once for their shapes; ``"cudagraph"``, which captures those on a CUDA device too; ``"auto"`` compiles
-            what has been called 1000 times.
+        backend: ``"eager"``; ``"compile"``, which traces and compiles gradients, products and whole solver steps once
+            for their shapes; ``"cudagraph"``, on a CUDA device; ``"auto"`` compiles what was called 1000 times.
         mode: ``"reverse_over_reverse"`` or ``"forward_over_reverse"``, how HVPs are taken.
+        remat: patterns of modules whose activations are computed again instead of kept, such as ``"blocks.*"``.
         chunk_size: at most this many tasks at a time, to bound memory.
         point_chunk: at most this many points of a task at a time, where not even one task fits; for models that treat
             points one by one and losses that are a mean over points, which is tried.
@@ -69,6 +69,7 @@ class MetaLearner(nn.Module):
         adapt: str | Sequence[str] | None = None,
         backend: str = "auto",
         mode: str = MODES[0],
+        remat: str | Sequence[str] = (),
         chunk_size: int | None = None,
         point_chunk: int | None = None,
         autocast: torch.dtype | None = None,
@@ -80,7 +81,9 @@ class MetaLearner(nn.Module):
             raise TypeError(f"loss must be callable as loss(prediction, target), got {type(loss).__name__}")
         if not isinstance(method, Method):
             raise TypeError(f"method must be one such as AdjointMAML(horizon=2.0), got {method!r}")
-        self.engine = Engine(backend, Evaluations())
+        if remat and backend not in ("auto", "eager"):
+            raise ValueError(f"remat works on the eager backend only, got backend={backend!r}; leave one of them out")
+        self.engine = Engine("eager" if remat else backend, Evaluations())
         check_module(model)
         self.model = model
         self.method = method
@@ -92,7 +95,7 @@ class MetaLearner(nn.Module):
             )
         like = next(p for p in model.parameters() if p.requires_grad)
         check_autocast(autocast, like)
-        self._batched = BatchedModel(model, loss, self._rows, autocast, self.engine.choose)
+        self._batched = BatchedModel(model, loss, self._rows, remat, autocast, self.engine.choose)
         self._curvature = Curvature(self._batched, mode, chunk_size, self.engine, point_chunk)
         self._seen: set[object] = set()
         if method.watches:
@@ -244,13 +247,12 @@ class MetaLearner(nn.Module):
             if batch is not None:
                 check_batch(what, batch, theta)
         steepest = self.steepest if self.method.watches and bool(self.steepest.any()) else None
-        problem = Problem(self._curvature, psi, support, query, steepest)
-        self._probe(problem)
-        return problem, theta
+        self._probe(support, query)
+        return Problem.of(self._curvature, psi, support, query, steepest), theta
 
-    def _probe(self, problem: Problem) -> None:
-        """Try one task, once for each new combination of shapes and dtypes; see `check_task`."""
-        for what, batch in (("support", problem.support), ("query", problem.query)):
+    def _probe(self, support: Batch, query: Batch | None) -> None:
+        """Try one task, once for each new combination of shapes and dtypes; see `check_task` and `find_prefix`."""
+        for what, batch in (("support", support), ("query", query)):
             if batch is None:
                 continue
             key = (batch.x.shape[1:], batch.y.shape[1:], batch.x.dtype, batch.y.dtype)
@@ -258,6 +260,7 @@ class MetaLearner(nn.Module):
                 few = slice(self._curvature.point_chunk)
                 check_task(self.model, self.loss, what, batch.x[0, few], batch.y[0, few])
                 self._seen.add(key)
+            self._curvature.look_for_prefix(batch)
 
 
 class _MetaLoss(torch.autograd.Function):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 MODES = ("reverse_over_reverse", "forward_over_reverse")
 
@@ -50,9 +52,15 @@ class Linearisation:
     forward pass, one backward pass and k double-backward sweeps.
     """
 
-    def __init__(self, losses: RowLosses, phi: Tensor, psi: Tensor, mode: str, *, check: bool = False) -> None:
-        """Set up; with ``check``, forward_over_reverse spends a gradient on making sure that L depends on φ."""
+    def __init__(
+        self, losses: RowLosses, phi: Tensor, psi: Tensor, mode: str, *, check: bool = False, dual: bool = False
+    ) -> None:
+        """Set up; with ``check``, forward_over_reverse spends a gradient on making sure that L depends on φ.
+
+        With ``dual``, it is taken by dual numbers under autograd in place of ``torch.func``.
+        """
         self._forward = mode == "forward_over_reverse"
+        self._dual = dual
         self._losses = losses
         self._inputs = (phi.detach().requires_grad_(), psi.detach().requires_grad_(psi.numel() > 0))
         if self._forward:
@@ -73,7 +81,7 @@ class Linearisation:
         """Return the curvature products with v ``[tasks, P]``; ``keep`` keeps the graph for another one."""
         phi, psi = self._inputs
         if self._forward:
-            return self._forward_product(v)
+            return self._dual_product(v) if self._dual else self._forward_product(v)
         graph = self._gradient
         if graph is None or not graph.requires_grad:  # a loss linear in φ has no curvature
             return Products(torch.zeros_like(phi), torch.zeros_like(psi))
@@ -89,11 +97,35 @@ class Linearisation:
 
         shared = psi.numel() > 0
         gradient = torch.func.grad(total, argnums=(0, 1) if shared else (0,))
-        with warnings.catch_warnings():  # torch's own decompositions still use a compiler that it has deprecated
-            warnings.filterwarnings("ignore", message=r".*torch\.jit")
+        with _quiet():
             value, tangent = torch.func.jvp(lambda phi: gradient(phi, psi), (phi,), (v,))[:2]
         self._gradient = value[0]
         return Products(tangent[0], tangent[1] if shared else psi)
+
+    def _dual_product(self, v: Tensor) -> Products:
+        """Return the products by dual numbers under autograd, which modules that are rematerialised need."""
+        phi, psi = self._inputs
+        with _quiet(), forward_ad.dual_level():
+            dual = forward_ad.make_dual(phi, v.detach())
+            inputs = (dual, psi) if psi.requires_grad else (dual,)
+            try:
+                gradients = gradient_of(self._losses(dual, psi), inputs)
+            except NotImplementedError as error:
+                raise ValueError(
+                    f"torch cannot take products forward over reverse through this model ({error}); with remat, use "
+                    "mode='reverse_over_reverse'"
+                ) from error
+            found = [forward_ad.unpack_dual(gradient) for gradient in gradients]
+        tangents = [torch.zeros_like(value) if tangent is None else tangent.detach() for value, tangent in found]
+        self._gradient = found[0].primal
+        return Products(tangents[0], tangents[1] if psi.requires_grad else psi.detach())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():  # torch's own decompositions still use a compiler that it has deprecated
+        warnings.filterwarnings("ignore", message=r".*torch\.jit")
+        yield
 
 
 def gradient_of(losses: Tensor, inputs: Sequence[Tensor], create_graph: bool = False) -> tuple[Tensor, ...]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .curvature import ChunkedLinearisation, Curvature
+from .curvature import ChunkedLinearisation, Curvature, Extended
 from .engine import Evaluations
 from .linearisation import Gradients
 from .tasks import Batch
@@ -18,10 +18,11 @@ class Problem:
 
     Args:
         curvature: the engine that evaluates them.
-        psi: shared parameters, shape ``[Q]``.
+        psi: shared parameters that the support losses read, shape ``[Q]``.
         support: the points L_s is taken on.
         query: the points L_q is taken on; ``None`` when the tasks are only adapted.
         steepest: the direction in which earlier batches curved most, shape ``[P]``, where power iteration may start.
+        extended: what support and query losses read, where ψ is extended by features that do not depend on φ.
     """
 
     curvature: Curvature
@@ -29,6 +30,26 @@ class Problem:
     support: Batch
     query: Batch | None = None
     steepest: Tensor | None = None
+    extended: tuple[Extended, Extended | None] | None = None
+
+    @classmethod
+    def of(
+        cls, curvature: Curvature, psi: Tensor, support: Batch, query: Batch | None, steepest: Tensor | None
+    ) -> Problem:
+        """Return the problem with all that does not depend on φ evaluated."""
+        inner = curvature.extend(psi, support)
+        outer = None if query is None else curvature.extend(psi, query)
+        return cls(curvature, inner.psi, inner.batch, outer and outer.batch, steepest, (inner, outer))
+
+    def shared_gradient(self, support: Tensor, query: Tensor) -> Tensor:
+        """Return the gradient in all shared parameters ``[Q]`` from those that came through either loss."""
+        if self.extended is None or self.extended[1] is None:
+            return query + support
+        total = support.new_zeros(self.curvature.model.rows.psi.size)
+        for part, gradient in zip(self.extended, (support, query), strict=True):
+            if part is not None:
+                part.pull(gradient, total)
+        return total
 
     @property
     def tasks(self) -> int:
@@ -62,11 +83,15 @@ class Problem:
 
     def query_gradients(self, phi: Tensor) -> Gradients:
         """Return L_q ``[tasks]`` and its gradients in φ and ψ, in one evaluation."""
-        return self.curvature.gradients(phi, self.psi, self._query(), shared=True)
+        return self.curvature.gradients(phi, self._query_psi(), self._query(), shared=True)
 
     def query_losses(self, phi: Tensor) -> Tensor:
         """Return L_q, shape ``[tasks]``."""
-        return self.curvature.losses(phi, self.psi, self._query())
+        return self.curvature.losses(phi, self._query_psi(), self._query())
+
+    def _query_psi(self) -> Tensor:
+        outer = self.extended[1] if self.extended else None
+        return self.psi if outer is None else outer.psi
 
     def _query(self) -> Batch:
         if self.query is None:

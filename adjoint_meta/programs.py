@@ -35,13 +35,14 @@ class Programs:
     def refresh(self) -> None:
         """Look at the model again: its frozen parameters and buffers, and its modules' modes."""
         self._constants = tuple(self.model.constants().values())
-        self._modes = tuple(module.training for module in self.model.model.modules())
+        self.model.refresh()
+        self._modes = self.model.modes
 
     def gradients(self, phi: Tensor, psi: Tensor, batch: Batch, shared: bool) -> Gradients:
         """Return losses and gradients; the part in ψ where ``shared`` is set, and zero otherwise."""
 
-        def function(phi: Tensor, x: Tensor, y: Tensor, psi: Tensor) -> Gradients:
-            return self._gradients(phi, psi, Batch(x, y), shared)
+        def function(phi: Tensor, *others: Tensor) -> Gradients:
+            return self._gradients(phi, others[-1], Batch.of(*others[:-1]), shared)
 
         def eager() -> Gradients:
             return self._gradients(phi, psi, batch, shared)
@@ -49,7 +50,7 @@ class Programs:
         if self.engine.eager:
             return eager()
         # Repeated rows would count twice in a sum over tasks.
-        rows = (phi, batch.x, batch.y)
+        rows = (phi, *batch.rows)
         found: Gradients = self._call(("gradients", shared), function, eager, rows, psi, spare=not shared)
         count = len(phi)
         return found if len(found.phi) == count else Gradients(found.losses[:count], found.phi[:count], found.psi)
@@ -66,12 +67,12 @@ class Programs:
     ) -> tuple[Tensor, Products]:
         """Return ∇_φ L and the curvature products with v, from one pass; ``eager`` returns them without a program."""
 
-        def function(phi: Tensor, v: Tensor, x: Tensor, y: Tensor, psi: Tensor) -> tuple[Tensor, Products]:
-            linear = Linearisation(self.model.of(Batch(x, y)), phi, psi, MODES[0])
+        def function(phi: Tensor, v: Tensor, *others: Tensor) -> tuple[Tensor, Products]:
+            linear = Linearisation(self.model.of(Batch.of(*others[:-1])), phi, others[-1], MODES[0])
             products = linear.product(v)
             return linear.gradient, products
 
-        rows = (phi, v, batch.x, batch.y)
+        rows = (phi, v, *batch.rows)
         gradient, products = self._call("product", function, eager, rows, psi, spare=psi.numel() == 0)
         count = len(phi)
         if len(gradient) == count:
@@ -80,7 +81,7 @@ class Programs:
 
     def replays_products(self, phi: Tensor, psi: Tensor, batch: Batch) -> bool:
         """Return whether a product at such points is a replay, or would be traced now."""
-        return self.engine.compiled(("product", self._modes), (phi, phi, batch.x, batch.y, psi, *self._constants))
+        return self.engine.compiled(("product", self._modes), (phi, phi, *batch.rows, psi, *self._constants))
 
     def run(
         self, name: Hashable, function: Callable[..., Any], tensors: Sequence[Tensor], eager: Callable[[], Any]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ class Batch:
         y: targets, shape ``[tasks, points, ...]``.
         mask: which points count in a metric, bool ``[tasks, points]``; ``None`` means all. It lets test tasks of
             unequal size share one tensor; losses know nothing of it, so a masked batch is refused in training.
+        kept: what a learner has found of the tasks besides, one row a task; see `Prefix`.
 
     Raises:
         TypeError: if x or y is not a tensor.
@@ -31,6 +32,7 @@ class Batch:
     x: Tensor
     y: Tensor
     mask: Tensor | None = None
+    kept: Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for name, value in (("x", self.x), ("y", self.y)):
@@ -77,7 +79,18 @@ class Batch:
         return self._map(move)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        return Batch(change(self.x), change(self.y), None if self.mask is None else change(self.mask))
+        mask, kept = (None if tensor is None else change(tensor) for tensor in (self.mask, self.kept))
+        return Batch(change(self.x), change(self.y), mask, kept)
+
+    @property
+    def rows(self) -> tuple[Tensor, ...]:
+        """x, y and what is kept of the tasks: all that losses read of a batch, for `of`."""
+        return (self.x, self.y) if self.kept is None else (self.x, self.y, self.kept)
+
+    @staticmethod
+    def of(x: Tensor, y: Tensor, kept: Tensor | None = None) -> Batch:
+        """Return the batch that has these `rows`."""
+        return Batch(x, y, None, kept)
 
 
 @dataclass(frozen=True)

@@ -153,6 +153,36 @@ def limit(budget: str, device: str, threads: int, out: Path | None, as_json: boo
     click.echo(f"See limit.md and limit.json in {folder}")
 
 
+@command.command()
+@click.option("--budget", default="quick", metavar="quick|full", help="Ten minutes (the default), or an hour.")
+@device_option
+@threads_option
+@out_option
+@json_option
+def decoder(budget: str, device: str, threads: int, out: Path | None, as_json: bool) -> None:
+    """Time and memory of a decoder's meta-gradient, every mode.
+
+    Eight blocks whose last two MLPs adapt, 1, 4 and 16 inner steps: every way to take its products, with and without
+    keeping activations, beside plain unrolling. The directory (default: runs/bench-decoder) gets decoder.json and
+    decoder.md.
+    """
+    from adjoint_meta.experiments.studies import decoder, decoder_report
+
+    from .tables import show_table
+
+    folder = out or Path("runs/bench-decoder")
+    with _progress() as show:
+        result = decoder.study(budget, folder, device=device, threads=threads, observe=show)
+    if as_json:
+        click.echo(json.dumps(result))
+        return
+    for title, rows in decoder_report.tables(result):
+        show_table(decoder_report.COLUMNS, rows, title=title, numbers=True)
+        click.echo()
+    click.echo("\n".join([decoder_report.headline(result), *result["notes"]]))
+    click.echo(f"See decoder.md and decoder.json in {folder}")
+
+
 @contextmanager
 def _progress() -> Iterator[Callable[[int, int, str], None]]:
     """Yield a function that shows how far a study is: a bar on a terminal, plain lines elsewhere; always on stderr."""

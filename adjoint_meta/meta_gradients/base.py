@@ -130,11 +130,12 @@ def meta_gradient(method: Method, problem: Problem, theta: Tensor, hyper: Hyper)
     """
     before = (problem.evaluations.n_grad, problem.evaluations.n_hvp)
     adapted = method.solve(problem, theta.repeat(problem.tasks, 1), hyper)
-    query = problem.query_gradients(adapted.phi)
-    pulled = adapted.pullback(query.phi / problem.tasks)
+    losses, *gradients = problem.query_gradients(adapted.phi)
+    c, direct = (gradients.pop(0) / problem.tasks for _ in range(2))  # not held twice: rows of a large P count
+    pulled = adapted.pullback(c)
     theta_gradient = pulled.theta.sum(dim=0)
-    psi_gradient = query.psi / problem.tasks + pulled.psi
-    found = (query.losses, theta_gradient, psi_gradient, *pulled.hyper.values())
+    psi_gradient = problem.shared_gradient(pulled.psi, direct)
+    found = (losses, theta_gradient, psi_gradient, *pulled.hyper.values())
     if not bool(torch.stack([torch.isfinite(values).all() for values in found]).all()):
         raise SolverError(
             "the query loss or the meta-gradient is not finite although the inner solve was: the adapted parameters "
@@ -146,4 +147,4 @@ def meta_gradient(method: Method, problem: Problem, theta: Tensor, hyper: Hyper)
         "n_hvp": problem.evaluations.n_hvp - before[1],
         **adapted.stats,
     }
-    return RowGradients(query.losses, theta_gradient, psi_gradient, pulled.hyper, stats)
+    return RowGradients(losses, theta_gradient, psi_gradient, pulled.hyper, stats)

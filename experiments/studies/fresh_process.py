@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..measure import peak_memory_bytes, reset_peak_memory
-from .contestants import CONTESTANTS, REFERENCES, Run
+from .contestants import ENTRANTS, REFERENCES, Run
 from .workloads import place
 
 # All that contestants import, some of it on first use; what is not installed is passed over.
@@ -30,9 +30,9 @@ class Job:
     """What a process works on.
 
     Args:
-        workload: a name of `WORKLOADS`.
+        workload: a name that `workload` knows.
         tasks: how many.
-        contestant: a name of `CONTESTANTS`, or of `REFERENCES`.
+        contestant: a name of `ENTRANTS`, or of `REFERENCES`.
         backend: of ours.
         device, dtype: by name.
         threads: of torch.
@@ -112,7 +112,7 @@ class _Bench:
     def __init__(self, job: Job) -> None:
         torch.set_num_threads(job.threads)
         self.device, self.backend = torch.device(job.device), job.backend
-        self.contestant = {**CONTESTANTS, **REFERENCES}[job.contestant]
+        self.contestant = {**ENTRANTS, **REFERENCES}[job.contestant]
         self.placed = place(job.workload, job.tasks, self.device, getattr(torch, job.dtype))
         self.run: Run = self.contestant.prepare(self.placed, 1, self.backend)
         self.run()  # libraries, kernels and threads are loaded on first use

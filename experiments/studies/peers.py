@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from adjoint_meta.batched_model import math_attention
+from adjoint_meta.parameters import ParameterRows
+
 from .competitors import torchdiffeq_steps
 from .subject import Subject
 from .workloads import INNER_LR, Placed, flat
@@ -23,13 +26,15 @@ def unrolled(placed: Placed, steps: int) -> Tensor:
     """Return the gradient by torch.func and autograd: a vmapped loss, the graph of every step kept."""
     model, loss, tasks = placed.model, placed.loss, placed.tasks
     losses = vmap(lambda weights, x, y: loss(functional_call(model, weights, (x,)), y))
-    phi = {name: p.expand(len(tasks), *p.shape) for name, p in model.named_parameters()}
-    for _ in range(steps):
-        total = losses(phi, tasks.support.x, tasks.support.y).sum()
-        gradients = torch.autograd.grad(total, list(phi.values()), create_graph=True)
-        phi = {name: p - INNER_LR * g for (name, p), g in zip(phi.items(), gradients, strict=True)}
-    outer = losses(phi, tasks.query.x, tasks.query.y).mean()
-    return flat(list(torch.autograd.grad(outer, placed.parameters)))
+    adapted = ParameterRows(model, placed.adapt).theta.names
+    phi = {name: p.expand(len(tasks), *p.shape) for name, p in model.named_parameters() if name in adapted}
+    with math_attention():  # the fused kernels have no double backward
+        for _ in range(steps):
+            total = losses(phi, tasks.support.x, tasks.support.y).sum()
+            gradients = torch.autograd.grad(total, list(phi.values()), create_graph=True)
+            phi = {name: p - INNER_LR * g for (name, p), g in zip(phi.items(), gradients, strict=True)}
+        outer = losses(phi, tasks.query.x, tasks.query.y).mean()
+        return flat(list(torch.autograd.grad(outer, placed.parameters)))
 
 
 def by_higher(placed: Placed, steps: int) -> Tensor:

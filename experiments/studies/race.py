@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from .contestants import CONTESTANTS, REFERENCES, backends, unavailable
+from .contestants import CONTESTANTS, ENTRANTS, REFERENCES, backends, unavailable
 from .fresh_process import FreshProcess, Job
 from .peers import installed
-from .workloads import WORKLOADS
+from .workloads import workload
 
 GIB = 2**30
 # Sees how far the study is: (done, of how many, what comes next).
@@ -30,10 +30,10 @@ class Course:
     """One workload over several numbers of steps.
 
     Args:
-        workload: a name of `WORKLOADS`.
+        workload: a name that `workload` knows.
         tasks: how many.
         steps: of the inner solve, ascending.
-        contestants: names of `CONTESTANTS`.
+        contestants: names of `ENTRANTS`.
         compiled: those of ours that the backends other than eager are measured with.
     """
 
@@ -46,7 +46,8 @@ class Course:
     @property
     def title(self) -> str:
         """What it is."""
-        return f"{WORKLOADS[self.workload].title}, {self.tasks} tasks"
+        tasks = "1 task" if self.tasks == 1 else f"{self.tasks} tasks"
+        return f"{workload(self.workload).title}, {tasks}"
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,11 @@ class Race:
             (name, backend): FreshProcess(replace(job, contestant=name, backend=backend))
             for name, backend in _entrants(course, device)
         }
+        wanted = {ENTRANTS[name].target for name in course.contestants}
         self._references = {
-            target: FreshProcess(replace(job, contestant=target, dtype="float64")) for target in REFERENCES
+            target: FreshProcess(replace(job, contestant=target, dtype="float64"))
+            for target in REFERENCES
+            if target in wanted
         }
         self._pace = dict.fromkeys(REFERENCES, 0.0)  # seconds a step
         self._total = len(self._processes) * len(course.steps)
@@ -103,7 +107,7 @@ class Race:
         last: dict[tuple[str, str], dict[str, Any]] = {}
         for steps in self.course.steps:
             found = {key: m for key in list(self._processes) if (m := self._first(key, steps, last.get(key)))}
-            targets = {CONTESTANTS[name].target for name, _ in found}
+            targets = {ENTRANTS[name].target for name, _ in found}
             exact = {target: self._reference(target, steps) for target in tuple(self._references) if target in targets}
             taken = {key: [m] for key, m in found.items()}
             for _ in range(self.budget.repeats - 1):
@@ -167,7 +171,7 @@ class Race:
         self, key: tuple[str, str], steps: int, found: dict[str, Any], exact: dict[str, Any], yardstick: float | None
     ) -> dict[str, Any]:
         name, backend = key
-        reference = exact.get(CONTESTANTS[name].target or "")
+        reference = exact.get(ENTRANTS[name].target or "")
         error = None
         if reference is not None:
             error = float(np.linalg.norm(found["gradient"] - reference) / np.linalg.norm(reference))
@@ -193,7 +197,7 @@ class Race:
 def _entrants(course: Course, device: torch.device) -> Iterator[tuple[str, str]]:
     """Yield contestants with their backends, those whose package is here."""
     for name in course.contestants:
-        contestant = CONTESTANTS[name]
+        contestant = ENTRANTS[name]
         if not installed(contestant.package):
             continue
         yield name, "eager"

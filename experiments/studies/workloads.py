@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from adjoint_meta.tasks import Batch, TaskBatch, generator
 
 from ..models import HalfMSELoss, mlp
 from ..regression import CosMixture, RegressionTasks
+from .decoder_network import Decoder, NextToken, sequence_tasks
 
 # α, of the A-MAML paper; it also sets the length of the flow that n steps stand for.
 INNER_LR = 0.01
@@ -29,6 +30,7 @@ class Workload:
         loss: of one task.
         tasks: makes this many tasks, the same each time.
         layer: the product that its largest layer comes to, a task: ``[rows, inner] × [inner, columns]``.
+        adapt: patterns of the parameters that adapt; ``None`` means all.
     """
 
     title: str
@@ -37,6 +39,7 @@ class Workload:
     loss: Callable[[], Loss]
     tasks: Callable[[int], TaskBatch]
     layer: tuple[int, int, int]
+    adapt: tuple[str, ...] | None = None
 
 
 def regression_tasks(count: int, points: int = 100) -> TaskBatch:
@@ -124,9 +127,32 @@ WORKLOADS = {
 }
 
 
-def details() -> list[str]:
+def _decoder(blocks: int, width: int, sequences: int, tokens: int, vocabulary: int) -> Workload:
+    last = range(blocks - blocks // 4, blocks)
+    return Workload(
+        f"decoder of {blocks} blocks",
+        f"width {width}, {tokens} tokens of {vocabulary}, {sequences} random sequences each for support and query, "
+        f"next-token loss; the MLPs of the last {len(last)} adapt, the rest is shared",
+        lambda: Decoder(blocks, width, tokens, vocabulary),
+        NextToken,
+        lambda count: sequence_tasks(count, sequences, tokens, vocabulary),
+        (tokens, width, 4 * width),
+        tuple(f"blocks.{block}.mlp.*" for block in last),
+    )
+
+
+# Apart from the others, which adapt all of their parameters.
+DECODERS = {"decoder": _decoder(8, 256, 2, 256, 256), "tiny decoder": _decoder(4, 8, 2, 6, 5)}
+
+
+def workload(name: str) -> Workload:
+    """Return the workload of that name, of `WORKLOADS` or `DECODERS`."""
+    return {**WORKLOADS, **DECODERS}[name]
+
+
+def details(names: Iterable[str] = tuple(WORKLOADS)) -> list[str]:
     """Return a line a workload."""
-    return [f"{workload.title}: {workload.detail}" for workload in WORKLOADS.values()]
+    return [f"{workload(name).title}: {workload(name).detail}" for name in names]
 
 
 @dataclass(frozen=True)
@@ -136,6 +162,7 @@ class Placed:
     model: nn.Module
     loss: Loss
     tasks: TaskBatch
+    adapt: tuple[str, ...] | None = None
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -144,9 +171,9 @@ class Placed:
 
 
 def place(name: str, tasks: int, device: torch.device, dtype: torch.dtype) -> Placed:
-    """Return a workload of `WORKLOADS` with this many tasks."""
-    workload = WORKLOADS[name]
-    return Placed(workload.model().to(device, dtype), workload.loss(), workload.tasks(tasks).to(device, dtype))
+    """Return the workload of that name with this many tasks."""
+    chosen = workload(name)
+    return Placed(chosen.model().to(device, dtype), chosen.loss(), chosen.tasks(tasks).to(device, dtype), chosen.adapt)
 
 
 def flat(gradients: list[Tensor]) -> Tensor:

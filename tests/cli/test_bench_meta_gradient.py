@@ -2,15 +2,17 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 from adjoint_meta.cli import main as door
-from adjoint_meta.experiments.studies import limit, meta_gradient
-from adjoint_meta.experiments.studies.contestants import CONTESTANTS, missing
+from adjoint_meta.experiments.studies import decoder, limit, meta_gradient
+from adjoint_meta.experiments.studies.contestants import CONTESTANTS, DEEP, REFERENCES, missing
 from adjoint_meta.experiments.studies.fresh_process import FreshProcess, Job
-from adjoint_meta.experiments.studies.peers import installed
+from adjoint_meta.experiments.studies.peers import installed, unrolled
+from adjoint_meta.experiments.studies.workloads import place
 
 TINY = meta_gradient.Budget(
     courses=(
@@ -93,7 +95,32 @@ def test_limit_compares_with_its_kernels(call, monkeypatch, tmp_path):
     assert "ratings net, 2 tasks: MAML, 50 steps" in (tmp_path / "limit.md").read_text()
 
 
-@pytest.mark.parametrize("study", ["meta-gradient", "limit"])
+def test_decoder_compares_every_mode_with_unrolling(call, monkeypatch, tmp_path):
+    course = meta_gradient.Course("tiny decoder", 2, (1, 3), tuple(DEEP), ())
+    monkeypatch.setitem(decoder.BUDGETS, "quick", replace(TINY, courses=(course,), repeats=1))
+    code, stdout, stderr = call("decoder", "--out", tmp_path, "--device", "cpu")
+    assert code == 0, stderr
+    result = json.loads((tmp_path / "decoder.json").read_text())
+    assert (result["study"], result["budget"], result["notes"]) == ("decoder", "quick", [])
+    assert {(e["contestant"], e["steps"]) for e in result["entries"]} == {(n, s) for n in DEEP for s in (1, 3)}
+    for entry in result["entries"]:
+        assert entry["error"] < 1e-6, entry["contestant"]  # float32 against float64
+    text = (tmp_path / "decoder.md").read_text()
+    for shown in (text, stdout):
+        assert "decoder of 4 blocks, 2 tasks, 1 step" in shown and "decoder of 4 blocks, 2 tasks, 3 steps" in shown
+        assert all(name in shown for name in DEEP)
+    assert "width 8, 6 tokens of 5" in text
+
+
+def test_the_decoders_reference_is_what_unrolling_finds():
+    """Exact in float64, by another way and with no thought of what adapts."""
+    placed = place("tiny decoder", 2, torch.device("cpu"), torch.float64)
+    found = REFERENCES["exact"].prepare(placed, 3, "eager")()
+    expected = unrolled(placed, 3)
+    assert (found - expected).norm() <= 1e-12 * expected.norm()
+
+
+@pytest.mark.parametrize("study", ["meta-gradient", "limit", "decoder"])
 def test_what_cannot_be_used_is_refused_in_one_line(call, tmp_path, study):
     (tmp_path / "file").write_text("")
     for arguments, said in (
