@@ -55,8 +55,8 @@ class Rematerialisation:
                 raise ValueError(f"remat pattern {pattern!r} matches no module; {checks.nearest(pattern, names)}")
         self.names: list[str] = []
         for name in names:  # outer modules come first
-            within = any(name.startswith(f"{outer}.") for outer in self.names)
-            if not within and any(fnmatchcase(name, pattern) for pattern in patterns):
+            nested = any(name.startswith(f"{outer}.") for outer in self.names)
+            if not nested and any(fnmatchcase(name, pattern) for pattern in patterns):
                 self.names.append(name)
 
     @contextmanager
