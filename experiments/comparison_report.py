@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from .comparison import Comparison
 from .plots import figure
 from .report import Picture, Report, Table
-from .statistics import interval
+from .statistics import TEST, interval
 
 # Okabe and Ito's palette; a method keeps its colour in all pictures.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#666666", "#F0E442")
@@ -35,7 +35,7 @@ def report(experiment: str, comparison: Comparison, seeds: Sequence[int], settin
             "Every method took the same number of meta-steps over the same tasks in the same order, from the same "
             "initialisation. Smaller is better."
         ),
-        findings=[comparison.ordering()],
+        findings=[comparison.ordering(), TEST],
         parts=[Table(unit, columns, rows, note), picture(comparison, experiment)],
         records=comparison.records(),
         setting=setting,

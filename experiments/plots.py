@@ -25,11 +25,11 @@ BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6
 BASELINE_STYLES = (":", "--")
 
 
-def figure(columns: int, *, width: float = 5.4, height: float = 3.9) -> tuple[Figure, list[Axes]]:
-    """Return a figure with a row of axes, in the one style of all our pictures."""
-    made = Figure(figsize=(width * columns, height), layout="constrained", dpi=150)
+def figure(columns: int, *, rows: int = 1, width: float = 5.4, height: float = 3.9) -> tuple[Figure, list[Axes]]:
+    """Return a figure with its axes, row by row, in the one style of all our pictures."""
+    made = Figure(figsize=(width * columns, height * rows), layout="constrained", dpi=150)
     FigureCanvasAgg(made)
-    axes = [made.add_subplot(1, columns, column + 1) for column in range(columns)]
+    axes = [made.add_subplot(rows, columns, place + 1) for place in range(rows * columns)]
     for each in axes:
         each.spines[["top", "right"]].set_visible(False)
         each.grid(True, color="#e6e6e6", linewidth=0.8)

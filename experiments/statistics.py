@@ -60,6 +60,13 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
+# How orderings are tested, for a reader.
+TEST = (
+    "Orderings are by mean; the best is called better than another method where Wilcoxon's signed-rank test, paired "
+    "over test tasks and Holm-adjusted for the number of methods, says so at the 5 % level."
+)
+
+
 @dataclass(frozen=True)
 class Ordering:
     """Methods from the best (smallest mean) on, and how sure one is that the best is better.
@@ -83,11 +90,10 @@ class Ordering:
         if not others:
             return f"{best} alone was run."
         behind = [name for name in others if name not in self.tied]
-        test = "paired Wilcoxon over test tasks, Holm-adjusted, 5 % level"
         if not self.tied:
-            return f"{best} is best, ahead of {_and(behind)} ({test}; largest p = {max(self.p):.2g})."
+            return f"{best} is best, ahead of {_and(behind)} (largest p = {max(self.p):.2g})."
         ahead = f" and ahead of {_and(behind)}" if behind else ""
-        return f"{best} has the smallest mean, not told apart from {_and(self.tied)}{ahead} ({test})."
+        return f"{best} has the smallest mean, not told apart from {_and(self.tied)}{ahead}."
 
 
 def order(values: Mapping[str, Values]) -> Ordering:

@@ -13,7 +13,7 @@ from ..comparison import Comparison
 from ..comparison_report import PALETTE, draw_adam
 from ..plots import figure
 from ..report import Picture, Report, Table
-from ..statistics import interval, order
+from ..statistics import TEST, interval, order
 from .grid import Cell, methods, train
 from .published_curves import EPOCHS_2, FIGURE_2
 from .study import Setting, Study
@@ -56,7 +56,7 @@ def panels(experiment: str, budget: Budget) -> dict[str, Cell]:
         chosen: dict[str, Any] = methods(steps, short, solver_steps)
         chosen["MAML-1"] = {"name": "maml", "steps": 1, "inner_lr": 0.01}
         if shots == 100 and not budget.matched:
-            del chosen[f"MAML, {steps} steps"]
+            del chosen[f"MAML ({steps})"]
         found[f"{shots}shot-{shots}val"] = Cell(experiment, keys, chosen)
     return found
 
@@ -79,7 +79,7 @@ def run(experiment: str, setting: Setting) -> Report:
             "1000 epochs from the initialisation; its text speaks of the method's own inner solve; the error before "
             "any adaptation (zero-shot) is the third protocol. Smaller is better."
         ),
-        findings=findings,
+        findings=[*findings, TEST],
         parts=parts,
         records=[{"panel": name, **record} for name, each in found.items() for record in _records(each)],
         departures=_departures(budget),

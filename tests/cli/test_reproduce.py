@@ -61,7 +61,7 @@ def test_figure_2(call, monkeypatch, tmp_path):
     results = check_files(out, ["figure2"])
     assert {r["panel"] for r in results["records"]} == {"50shot-50val"}
     methods = {r["method"] for r in results["records"]}
-    assert methods == {"A-MAML", "iMAML", "MAML", "MAML, 200 steps", "FOMAML", "Reptile", "MAML-1"}
+    assert methods == {"A-MAML", "iMAML", "MAML", "MAML (200)", "FOMAML", "Reptile", "MAML-1"}
     # One number against its source: the mean over the test tasks that the run wrote down.
     own = json.loads((out / "50shot-50val" / "runs" / "maml-1" / "seed-0" / "outcomes.json").read_text())
     (record,) = [
@@ -87,7 +87,7 @@ def test_a_table_without_data_at_hand(call, monkeypatch, tmp_path):
     assert any("baselines without a network" in line for line in results["findings"])
     config = (tmp_path / "cf" / "ratings-toy-10-15" / "runs" / "a-maml" / "seed-0" / "config.yaml").read_text()
     assert "horizon: 1.0" in config and "queries: 15" in config
-    assert len(read_metrics(tmp_path / "cf/ratings-toy-10-15/runs/maml-100-steps/seed-0/metrics.jsonl")) == 2
+    assert len(read_metrics(tmp_path / "cf/ratings-toy-10-15/runs/maml-100/seed-0/metrics.jsonl")) == 2
 
 
 @pytest.mark.skipif(not (Path(DATA) / "ml-100k.zip").is_file(), reason="needs ml-100k.zip in ADJOINT_META_DATA")
