@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from . import imaml_accuracy
+from . import efficiency, imaml_accuracy, implicit_to_flow, meta_gradient_error
 from .study import Study
 
 STUDIES: dict[str, Study] = {
     "imaml-accuracy": Study("iMAML's Fig. 2a: error of the meta-gradient on linear regression", imaml_accuracy.run),
+    "implicit-to-flow": Study(
+        "From iMAML (one implicit step) to the exact flow: gradient distance and test error", implicit_to_flow.run
+    ),
+    "meta-gradient-error": Study(
+        "A-MAML's Tables 4 and 5: error of gradients against the number of states", meta_gradient_error.run
+    ),
+    "efficiency": Study(
+        "A-MAML's Figs. 3 and 4, iMAML's Fig. 2b: seconds and memory against inner steps", efficiency.run
+    ),
 }

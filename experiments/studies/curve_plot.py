@@ -26,13 +26,16 @@ def draw_curve(
     markevery: int = 1,
     **line: Any,
 ) -> None:
-    """Draw means with their 95 % intervals shaded; an interval that reaches zero ends where the line does."""
+    """Draw means with their 95 % intervals shaded; on a logarithmic axis, set before, one that reaches zero is cut."""
     color, marker = style
     mean = np.array([each.mean for each in y])
     half = np.array([each.half for each in y])
     line = {"linewidth": 1.7, "markersize": 4.5, **line}
     axes.plot(x, mean, color=color, marker=marker, markevery=markevery, label=label, **line)
-    axes.fill_between(x, np.where(mean > half, mean - half, mean), mean + half, color=color, alpha=0.18, linewidth=0)
+    low = mean - half
+    if axes.get_yscale() == "log":
+        low = np.where(low > 0, low, mean)
+    axes.fill_between(x, low, mean + half, color=color, alpha=0.18, linewidth=0)
 
 
 def draw_printed(axes: Axes, x: Sequence[float], y: Sequence[float | None], style: Style) -> None:

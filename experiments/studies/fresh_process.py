@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..measure import peak_memory_bytes, reset_peak_memory
-from .contestants import CONTESTANTS, REFERENCES, Run
+from .contestants import KNOWN, REFERENCES, Run
 from .workloads import place
 
 # All that contestants import, some of it on first use; what is not installed is passed over.
@@ -32,7 +32,7 @@ class Job:
     Args:
         workload: a name of `WORKLOADS`.
         tasks: how many.
-        contestant: a name of `CONTESTANTS`, or of `REFERENCES`.
+        contestant: a name of `KNOWN`, or of `REFERENCES`.
         backend: of ours.
         device, dtype: by name.
         threads: of torch.
@@ -112,7 +112,7 @@ class _Bench:
     def __init__(self, job: Job) -> None:
         torch.set_num_threads(job.threads)
         self.device, self.backend = torch.device(job.device), job.backend
-        self.contestant = {**CONTESTANTS, **REFERENCES}[job.contestant]
+        self.contestant = {**KNOWN, **REFERENCES}[job.contestant]
         self.placed = place(job.workload, job.tasks, self.device, getattr(torch, job.dtype))
         self.run: Run = self.contestant.prepare(self.placed, 1, self.backend)
         self.run()  # libraries, kernels and threads are loaded on first use

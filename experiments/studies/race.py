@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .contestants import CONTESTANTS, REFERENCES, backends, unavailable
+from .contestants import CONTESTANTS, KNOWN, REFERENCES, backends, unavailable
 from .fresh_process import FreshProcess, Job
 from .peers import installed
 from .workloads import WORKLOADS
@@ -33,7 +33,7 @@ class Course:
         workload: a name of `WORKLOADS`.
         tasks: how many.
         steps: of the inner solve, ascending.
-        contestants: names of `CONTESTANTS`.
+        contestants: names of `KNOWN`.
         compiled: those of ours that the backends other than eager are measured with.
     """
 
@@ -59,7 +59,7 @@ class Budget:
         call: seconds; a meta-gradient predicted to take longer is left out.
         patience: seconds until a process that does not answer is ended; compilation falls under it.
         memory: bytes; a meta-gradient predicted to take more is left out.
-        reference: seconds that a reference may take.
+        reference: seconds that a reference may take; 0 for no errors.
         total: seconds after which no other course is begun.
     """
 
@@ -92,7 +92,9 @@ class Race:
             for name, backend in _entrants(course, device)
         }
         self._references = {
-            target: FreshProcess(replace(job, contestant=target, dtype="float64")) for target in REFERENCES
+            target: FreshProcess(replace(job, contestant=target, dtype="float64"))
+            for target in REFERENCES
+            if budget.reference > 0
         }
         self._pace = dict.fromkeys(REFERENCES, 0.0)  # seconds a step
         self._total = len(self._processes) * len(course.steps)
@@ -103,7 +105,7 @@ class Race:
         last: dict[tuple[str, str], dict[str, Any]] = {}
         for steps in self.course.steps:
             found = {key: m for key in list(self._processes) if (m := self._first(key, steps, last.get(key)))}
-            targets = {CONTESTANTS[name].target for name, _ in found}
+            targets = {KNOWN[name].target for name, _ in found}
             exact = {target: self._reference(target, steps) for target in tuple(self._references) if target in targets}
             taken = {key: [m] for key, m in found.items()}
             for _ in range(self.budget.repeats - 1):
@@ -167,7 +169,7 @@ class Race:
         self, key: tuple[str, str], steps: int, found: dict[str, Any], exact: dict[str, Any], yardstick: float | None
     ) -> dict[str, Any]:
         name, backend = key
-        reference = exact.get(CONTESTANTS[name].target or "")
+        reference = exact.get(KNOWN[name].target or "")
         error = None
         if reference is not None:
             error = float(np.linalg.norm(found["gradient"] - reference) / np.linalg.norm(reference))
@@ -193,7 +195,7 @@ class Race:
 def _entrants(course: Course, device: torch.device) -> Iterator[tuple[str, str]]:
     """Yield contestants with their backends, those whose package is here."""
     for name in course.contestants:
-        contestant = CONTESTANTS[name]
+        contestant = KNOWN[name]
         if not installed(contestant.package):
             continue
         yield name, "eager"
