@@ -71,8 +71,11 @@ def rk4(steps: int) -> AdjointMAML:
     return AdjointMAML(horizon=horizon(steps), solver="rk4", steps=flow_steps(steps))
 
 
-def _imaml(cg_steps: int) -> Contestant:
-    return Contestant(_ours(lambda n: ImplicitMAML(steps=n, inner_lr=INNER_LR, cg_steps=cg_steps, cg_tol=0.0)), None)
+def _imaml(cg_steps: int, proximal: float = 1.0) -> Contestant:
+    def method(n: int) -> ImplicitMAML:
+        return ImplicitMAML(proximal, n, INNER_LR, cg_steps=cg_steps, cg_tol=0.0)
+
+    return Contestant(_ours(method), None)
 
 
 CONTESTANTS: dict[str, Contestant] = {
@@ -88,9 +91,11 @@ CONTESTANTS: dict[str, Contestant] = {
     "torchopt": Contestant(_theirs(by_torchopt), "descent", own=False, package="torchopt"),
     "torchdiffeq adjoint": Contestant(_theirs(by_torchdiffeq), "flow", own=False, package="torchdiffeq"),
 }
+# At its random initialisation the Omniglot network has curvatures below -2, where CG would stop early and cost less.
+CONVEX = 10.0
 # Those that only a figure of a paper asks for; A-MAML with a state for each step of gradient descent, as in the paper.
 VARIANTS: dict[str, Contestant] = {
-    **{f"iMAML with {cg_steps} CG steps": _imaml(cg_steps) for cg_steps in (2, 5, 10)},
+    **{f"iMAML with {cg_steps} CG steps": _imaml(cg_steps, CONVEX) for cg_steps in (2, 5, 10)},
     "A-MAML Heun": Contestant(
         _ours(lambda n: AdjointMAML(horizon=horizon(n), solver="heun", steps=n, adjoint="interpolating")), "flow"
     ),

@@ -36,7 +36,7 @@ BUDGETS = {
             Course("omniglot-5-shot", 1, (1, 2, 5, 10, 16), IMPLICIT_METHODS, ()),
         ),
         repeats=2,
-        call=10.0,
+        call=12.0,
         patience=90.0,
         memory=3 * GIB,
         total=480.0,

@@ -105,13 +105,14 @@ def linear_tasks(budget: Budget) -> TaskBatch:
 
 def exact_gradient(tasks: TaskBatch, theta: Tensor, proximal: float) -> Tensor:
     """Return λ(A + λI)⁻¹ ∇L_q(φ*) of each task, ``[tasks, P]``, by dense linear algebra; A is the support's Hessian."""
-    (a, b), (c, d) = (normal_equations(batch) for batch in (tasks.support, tasks.query))
+    (a, b), (c, d) = (_normal(batch) for batch in (tasks.support, tasks.query))
     regular = a + proximal * torch.eye(a.shape[1], dtype=a.dtype, device=a.device)
     minimiser = torch.linalg.solve(regular, b + proximal * theta)
-    return proximal * torch.linalg.solve(regular, (c @ minimiser[:, :, None])[:, :, 0] - d)
+    exact: Tensor = proximal * torch.linalg.solve(regular, (c @ minimiser[:, :, None])[:, :, 0] - d)
+    return exact
 
 
-def normal_equations(batch: Batch) -> tuple[Tensor, Tensor]:
+def _normal(batch: Batch) -> tuple[Tensor, Tensor]:
     """Return Hessian ``[tasks, P, P]`` and right-hand side ``[tasks, P]`` of ½ mean (xᵀφ − y)²."""
     transposed = batch.x.transpose(1, 2) / batch.x.shape[1]
     return transposed @ batch.x, (transposed @ batch.y)[:, :, 0]

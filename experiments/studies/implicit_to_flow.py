@@ -20,7 +20,7 @@ from ..report import Report
 from ..run import fit
 from ..run_directory import RunDirectory
 from . import imaml_accuracy
-from .imaml_accuracy import linear_tasks, normal_equations
+from .imaml_accuracy import linear_tasks
 from .implicit_to_flow_report import FLOW, Findings, report
 from .study import Setting
 from .subject import Outcome, Subject, by_method
@@ -85,9 +85,7 @@ def run(setting: Setting) -> Report:
         where = f"{name}, T = {horizon:g}"
         setting.observe(number * (1 + len(solves)), total, f"{where}: the flow")
         key = f"{number // len(budget.horizons)}-{horizon:g}"
-        target = setting.cell(
-            f"{key}-flow", lambda name=name, horizon=horizon: _flow(start[name], horizon, budget.rtol)
-        )
+        target = setting.cell(f"{key}-flow", partial(_flow_from, start, name, horizon, budget.rtol))
         for done, (solver, n) in enumerate(solves, 1):
             setting.observe(number * (1 + len(solves)) + done, total, f"{where}: {solver}, n = {n}")
             compute = partial(_distance, start, name, horizon, solver, n, target)
@@ -153,6 +151,10 @@ class _Starts:
         return Subject(prepared.learner.model.to("cpu", torch.float64), HalfMSELoss(), tasks)
 
 
+def _flow_from(start: _Starts, name: str, horizon: float, rtol: float) -> dict[str, Any]:
+    return _flow(start[name], horizon, rtol)
+
+
 def _flow(subject: Subject, horizon: float, rtol: float) -> dict[str, Any]:
     """Return φ(T), the meta-gradients and ‖H‖ of the flow, and how far a second solve is from them."""
     found, other = (
@@ -169,15 +171,6 @@ def _flow(subject: Subject, horizon: float, rtol: float) -> dict[str, Any]:
             "evaluations": _evaluations(found),
         },
     }
-
-
-def linear_flow(subject: Subject, horizon: float) -> tuple[Tensor, Tensor]:
-    """Return φ(T) and the meta-gradients of linear regressions, ``[tasks, P]``, by the matrix exponential."""
-    (a, b), (c, d) = normal_equations(subject.tasks.support), normal_equations(subject.tasks.query)
-    rest = torch.linalg.solve(a, b)
-    propagator = torch.linalg.matrix_exp(-a * horizon)
-    phi = rest + (propagator @ (subject.theta - rest)[:, :, None])[:, :, 0]
-    return phi, (propagator @ ((c @ phi[:, :, None])[:, :, 0] - d)[:, :, None])[:, :, 0]
 
 
 def _distance(start: _Starts, name: str, horizon: float, solver: str, n: int, target: dict[str, Any]) -> dict[str, Any]:
@@ -213,7 +206,8 @@ def _beside_imaml(subject: Subject, horizon: float, radius: float, found: Outcom
 
 
 def _relative(found: Tensor, reference: Tensor) -> Tensor:
-    return (found - reference).norm(dim=1) / reference.norm(dim=1)
+    error: Tensor = (found - reference).norm(dim=1) / reference.norm(dim=1)
+    return error
 
 
 def _rmse(subject: Subject, phi: Tensor) -> list[float]:

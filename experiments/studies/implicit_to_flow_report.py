@@ -72,7 +72,7 @@ def report(found: Findings, setting: Mapping[str, Any]) -> Report:
     from .implicit_to_flow_plot import pictures
 
     paths, distance, error = pictures(found)
-    parts = [paths, distance, *_tables(found), error, _training(found.trained)]
+    parts = (paths, distance, error, *_tables(found), _training(found.trained))
     return Report(
         title="From iMAML to the gradient flow by implicit steps",
         question=(

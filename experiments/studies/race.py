@@ -46,7 +46,7 @@ class Course:
     @property
     def title(self) -> str:
         """What it is."""
-        return f"{WORKLOADS[self.workload].title}, {self.tasks} tasks"
+        return f"{WORKLOADS[self.workload].title}, {self.tasks} task{'' if self.tasks == 1 else 's'}"
 
 
 @dataclass(frozen=True)

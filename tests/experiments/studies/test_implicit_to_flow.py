@@ -9,7 +9,7 @@ from torch import nn
 from adjoint_meta.experiments.models import HalfMSELoss
 from adjoint_meta.experiments.studies import imaml_accuracy, implicit_to_flow
 from adjoint_meta.experiments.studies.imaml_accuracy import exact_gradient, linear_tasks
-from adjoint_meta.experiments.studies.implicit_to_flow import BUDGETS, LINEAR, linear_flow
+from adjoint_meta.experiments.studies.implicit_to_flow import BUDGETS, LINEAR
 from adjoint_meta.experiments.studies.study import Setting
 from adjoint_meta.experiments.studies.subject import Subject
 from adjoint_meta.meta_gradients import AdjointMAML
@@ -33,6 +33,18 @@ def linear():
     sizes = imaml_accuracy.Budget(tasks=3, steps=())
     model = nn.Linear(sizes.dimension, 1, bias=False, dtype=torch.float64)
     return Subject(model, HalfMSELoss(), linear_tasks(sizes))
+
+
+def linear_flow(subject, horizon):
+    """φ(T) and the meta-gradients of linear regressions by the matrix exponential."""
+    (a, b), (c, d) = (
+        ((batch.x.mT @ batch.x) / batch.x.shape[1], (batch.x * batch.y).mean(dim=1))
+        for batch in (subject.tasks.support, subject.tasks.query)
+    )
+    rest = torch.linalg.solve(a, b)
+    propagator = torch.linalg.matrix_exp(-a * horizon)
+    phi = rest + (propagator @ (subject.theta - rest)[:, :, None])[:, :, 0]
+    return phi, (propagator @ ((c @ phi[:, :, None])[:, :, 0] - d)[:, :, None])[:, :, 0]
 
 
 def test_the_reference_is_the_matrix_exponentials(linear):
