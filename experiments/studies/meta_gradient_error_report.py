@@ -79,7 +79,7 @@ def _orders(second: Entries) -> list[str]:
         printed = [(entry["states"], entry["paper"]) for entry in rows if entry["paper"] is not None]
         if len(printed) > 1:
             order = _order(*zip(*printed, strict=True))
-            verdict = "another scheme made them than the one described" if order < 1.5 else "as the scheme should"
+            verdict = "not the order of the scheme described" if order < 1.5 else "as the scheme should"
             lines.append(
                 f"The paper's printed errors there fall with order {order:.1f}, where modified Euler has 2: {verdict}."
             )
@@ -92,7 +92,7 @@ def _gains(second: Entries) -> list[str]:
         ratios = [e["paper"] / e[name]["reference"]["mean"] for e in second if e["paper"] is not None]
         if ratios:
             lines.append(
-                f"Table 5: with {name} the error is smaller than printed {sum(r > 1 for r in ratios)} times of "
+                f'Table 5: with "{name}" the error is smaller than printed {sum(r > 1 for r in ratios)} times of '
                 f"{len(ratios)}, by factors from {min(ratios):.2g} to {max(ratios):.2g}."
             )
     return lines
@@ -101,7 +101,7 @@ def _gains(second: Entries) -> list[str]:
 def _floor(first: Entries) -> str:
     printed = min(value for entry in first for value in entry["paper"].values() if value is not None)
     ours = min(entry["rk4"]["mean"] for entry in first)
-    why = "; the paper's floor is that of float32" if 1e-8 < printed < 1e-6 and ours < 1e-12 else ""
+    why = "; float32 leaves such a floor" if 1e-8 < printed < 1e-6 and ours < 1e-12 else ""
     return f"Table 4: no printed error is below {printed:.1e}; rk4 reaches {ours:.1e} with as many states{why}."
 
 
