@@ -21,7 +21,8 @@ from ..run import fit
 from ..run_directory import RunDirectory
 from . import imaml_accuracy
 from .imaml_accuracy import linear_tasks
-from .implicit_to_flow_report import FLOW, Findings, report
+from .implicit_to_flow_findings import FLOW, Findings
+from .implicit_to_flow_report import report
 from .study import Setting
 from .subject import Outcome, Subject, by_method
 

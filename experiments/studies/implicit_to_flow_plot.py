@@ -13,7 +13,7 @@ from ..plots import BLUE, GREEN, GREY, ORANGE, RED, figure
 from ..report import Picture
 from ..statistics import Interval, interval
 from .curve_plot import draw_curve
-from .implicit_to_flow_report import FLOW, NAMES, Findings, own_errors
+from .implicit_to_flow_findings import FLOW, NAMES, Findings, own_errors
 
 Array = NDArray[np.float64]
 

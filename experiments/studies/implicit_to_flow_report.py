@@ -4,75 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from ..comparison import Comparison
 from ..report import Report, Table
-from ..statistics import Interval, Values, holm, interval, wilcoxon
-
-FLOW = "the flow"
-NAMES = {"implicit_euler": "implicit Euler", "sdirk2": "SDIRK2"}
-ORDERS = {"implicit_euler": 1, "sdirk2": 2}
-
-
-@dataclass(frozen=True)
-class Findings:
-    """What was measured.
-
-    Args:
-        distances: one mapping a problem, horizon, solver and n, with a value a task.
-        trained: the meta-trainings, the flow's last.
-    """
-
-    distances: Sequence[Mapping[str, Any]]
-    trained: Comparison
-
-    @cached_property
-    def cases(self) -> list[tuple[str, float]]:
-        """Problems and horizons, in order."""
-        return list(dict.fromkeys((each["problem"], each["horizon"]) for each in self.distances))
-
-    def flow(self, case: tuple[str, float]) -> Mapping[str, Any]:
-        """Return the flow's own measurements in a case."""
-        return next(each for each in self._of(case) if each["solver"] == FLOW)
-
-    def along(self, case: tuple[str, float], solver: str) -> list[Mapping[str, Any]]:
-        """Return a solver's measurements by ascending n, without those that failed."""
-        return [each for each in self._of(case) if each["solver"] == solver and "failed" not in each]
-
-    def curve(self, case: tuple[str, float], solver: str, what: str) -> tuple[list[int], list[Interval]]:
-        """Return n, and the mean over tasks of what was measured there."""
-        along = self.along(case, solver)
-        return [each["n"] for each in along], [mean(each[what]) for each in along]
-
-    @property
-    def failed(self) -> list[str]:
-        """A line for each solve that failed."""
-        return [
-            f"{each['problem']}, T = {each['horizon']:g}, {NAMES[each['solver']]}, n = {each['n']}: {each['failed']}"
-            for each in self.distances
-            if "failed" in each
-        ]
-
-    def _of(self, case: tuple[str, float]) -> list[Mapping[str, Any]]:
-        return [each for each in self.distances if (each["problem"], each["horizon"]) == case]
-
-
-def mean(values: Sequence[float]) -> Interval:
-    """Return the mean over tasks with its 95 % interval."""
-    return interval(np.array([values], dtype=float))
+from ..statistics import holm, wilcoxon
+from .implicit_to_flow_findings import FLOW, NAMES, ORDERS, Findings, mean
+from .implicit_to_flow_plot import pictures
 
 
 def report(found: Findings, setting: Mapping[str, Any]) -> Report:
     """Return the report."""
-    from .implicit_to_flow_plot import pictures
-
     paths, distance, error = pictures(found)
-    parts = (paths, distance, error, *_tables(found), _training(found.trained))
     return Report(
         title="From iMAML to the gradient flow by implicit steps",
         question=(
@@ -82,7 +27,12 @@ def report(found: Findings, setting: Mapping[str, Any]) -> Report:
             "meta-gradient get from one to the other, and does it matter for the test error?"
         ),
         findings=_findings(found),
-        parts=[*parts, *(f"Failed: {line}" for line in found.failed)],
+        parts=[
+            *(paths, distance, error),
+            *_tables(found),
+            _training(found.trained),
+            *(f"Failed: {line}" for line in found.failed),
+        ],
         records=[*_records(found), *found.trained.records()],
         departures=[
             "No paper draws this. Tasks and network of CosMixture are those of the A-MAML paper's section 5.1 (50 "
@@ -239,8 +189,3 @@ def _records(found: Findings) -> list[dict[str, Any]]:
                 record |= {what: value.mean, f"{what}_ci95": value.half}
         records.append({**record, "evaluations": each.get("evaluations"), "failed": each.get("failed")})
     return records
-
-
-def own_errors(trained: Comparison) -> dict[str, Values]:
-    """Return the test errors ``[seeds, tasks]`` of the meta-trainings, by name."""
-    return {name: trained.values(name) for name in trained.runs}
