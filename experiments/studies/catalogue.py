@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from . import efficiency, imaml_accuracy, implicit_to_flow, meta_gradient_error
 from .figure2 import FIG2_ALPINE, FIG2_COSMIXTURE
 from .ratings_tables import CF_TABLE1, CF_TABLE2
 from .study import Study
@@ -11,4 +12,14 @@ STUDIES: dict[str, Study] = {
     "fig2-alpine": FIG2_ALPINE,
     "cf-table1": CF_TABLE1,
     "cf-table2": CF_TABLE2,
+    "imaml-accuracy": Study("iMAML's Fig. 2a: error of the meta-gradient on linear regression", imaml_accuracy.run),
+    "implicit-to-flow": Study(
+        "From iMAML (one implicit step) to the exact flow: gradient distance and test error", implicit_to_flow.run
+    ),
+    "meta-gradient-error": Study(
+        "A-MAML's Tables 4 and 5: error of gradients against the number of states", meta_gradient_error.run
+    ),
+    "efficiency": Study(
+        "A-MAML's Figs. 3 and 4, iMAML's Fig. 2b: seconds and memory against inner steps", efficiency.run
+    ),
 }

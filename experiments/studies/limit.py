@@ -106,7 +106,7 @@ def study(
         "threads": threads,
         "torch": torch.__version__,
         "rounds": chosen.rounds,
-        "workloads": details(),
+        "workloads": details(name for name, _, _ in chosen.cases),
         "cases": cases,
         "notes": notes,
         "seconds": time.perf_counter() - started,

@@ -87,7 +87,7 @@ def study(
         "threads": threads,
         "torch": torch.__version__,
         "repeats": chosen.repeats,
-        "workloads": details(),
+        "workloads": details(course.workload for course in chosen.courses),
         "entries": [],
         "notes": notes,
         "out": str(out),

@@ -60,7 +60,7 @@ class Budget:
         call: seconds; a meta-gradient predicted to take longer is left out.
         patience: seconds until a process that does not answer is ended; compilation falls under it.
         memory: bytes; a meta-gradient predicted to take more is left out.
-        reference: seconds that a reference may take.
+        reference: seconds that a reference may take; 0 for no errors.
         total: seconds after which no other course is begun.
     """
 
@@ -96,7 +96,7 @@ class Race:
         self._references = {
             target: FreshProcess(replace(job, contestant=target, dtype="float64"))
             for target in REFERENCES
-            if target in wanted
+            if target in wanted and budget.reference > 0
         }
         self._pace = dict.fromkeys(REFERENCES, 0.0)  # seconds a step
         self._total = len(self._processes) * len(course.steps)

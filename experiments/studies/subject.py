@@ -161,6 +161,10 @@ class Subject:
             stats=adapted.stats,
         )
 
+    def query_losses(self, phi: Tensor) -> Tensor:
+        """Return each task's query loss at φ ``[tasks, P]``, which no counter sees."""
+        return Curvature(self._batched).losses(phi, self._psi, self.tasks.query)
+
     def _cotangent(self, phi: Tensor) -> Tensor:
         """Return ∇L_q of each task at φ, ``[tasks, P]``, which no counter sees."""
         problem = Problem(Curvature(self._batched), self._psi, self.tasks.support, self.tasks.query)

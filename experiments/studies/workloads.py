@@ -60,12 +60,13 @@ def rating_tasks(count: int, items: int = 100, shots: int = 10, queries: int = 1
     return TaskBatch(points(shots), points(queries))
 
 
-def image_tasks(count: int, ways: int = 20, side: int = 28) -> TaskBatch:
-    """Return 1-shot tasks of random images ``[tasks, ways, 1, side, side]``, one query image a class."""
+def image_tasks(count: int, ways: int = 20, side: int = 28, shots: int = 1) -> TaskBatch:
+    """Return tasks of random images ``[tasks, ways × shots, 1, side, side]``, as many query as support images."""
     draw = generator(0, 101)
 
     def points() -> Batch:
-        return Batch(torch.rand(count, ways, 1, side, side, generator=draw), torch.arange(ways).repeat(count, 1))
+        images = torch.rand(count, ways * shots, 1, side, side, generator=draw)
+        return Batch(images, torch.arange(ways).repeat(count, shots))
 
     return TaskBatch(points(), points())
 
@@ -84,6 +85,20 @@ def conv_net(filters: int = 64, ways: int = 20, side: int = 28) -> nn.Sequential
             nn.MaxPool2d(2),
         ]
     model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(filters * (side // 16) ** 2, ways))
+    _initialise(model)
+    return model
+
+
+def strided_net(filters: int = 64, ways: int = 20) -> nn.Sequential:
+    """Return iMAML's Omniglot network: 4 × [3×3 convolution of stride 2, batch norm of the points, ReLU], linear.
+
+    Rajeswaran, Finn, Kakade, Levine, NeurIPS 2019, for images of 28×28.
+    """
+    layers: list[nn.Module] = []
+    for channels in (1, filters, filters, filters):
+        convolution = nn.Conv2d(channels, filters, 3, stride=2, padding=1)
+        layers += [convolution, nn.BatchNorm2d(filters, track_running_stats=False), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(filters * 2 * 2, ways))
     _initialise(model)
     return model
 
@@ -124,6 +139,14 @@ WORKLOADS = {
         image_tasks,
         (20 * 14 * 14, 9 * 64, 64),
     ),
+    "omniglot-5-shot": Workload(
+        "Omniglot conv net of stride 2",
+        "4 × [3×3 convolution of 64 filters and stride 2, batch norm, ReLU], 20-way 5-shot, random 28×28 images",
+        strided_net,
+        nn.CrossEntropyLoss,
+        lambda count: image_tasks(count, shots=5),
+        (100 * 7 * 7, 9 * 64, 64),
+    ),
 }
 
 
@@ -150,9 +173,9 @@ def workload(name: str) -> Workload:
     return {**WORKLOADS, **DECODERS}[name]
 
 
-def details(names: Iterable[str] = tuple(WORKLOADS)) -> list[str]:
-    """Return a line a workload."""
-    return [f"{workload(name).title}: {workload(name).detail}" for name in names]
+def details(names: Iterable[str]) -> list[str]:
+    """Return a line a workload, each once."""
+    return [f"{workload(name).title}: {workload(name).detail}" for name in dict.fromkeys(names)]
 
 
 @dataclass(frozen=True)
