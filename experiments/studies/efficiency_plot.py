@@ -87,8 +87,9 @@ def figure_2b(entries: Entries) -> Picture:
     panels[1].set_title("Figure 2b: memory", fontsize=10)
     _legend(made, panels[0], "hollow: the paper's figure")
     caption = (
-        f"Time and peak extra memory of one meta-gradient of the Omniglot network, 20-way 5-shot, {count_tasks(entries)}, "
-        "in units of the unrolled graph's, since the paper's hardware and unit of memory are not stated."
+        "Time and peak extra memory of one meta-gradient of the Omniglot network, 20-way 5-shot, "
+        f"{count_tasks(entries)}, in units of the unrolled graph's, since the paper's hardware and unit of memory are "
+        "not stated."
     )
     return Picture("figure_2b", caption, made)
 

@@ -66,7 +66,8 @@ def _paths() -> Picture:
         axes.set_xlabel(f"{what}, first component")
         axes.set_ylabel(f"{what}, second component")
     caption = (
-        "A quadratic support loss in the plane (contours). iMAML jumps to the proximal point in one implicit step; "
+        "A quadratic support loss in the plane (contours), chosen so that the turn is seen. "
+        "iMAML jumps to the proximal point in one implicit step; "
         "more and shorter steps bend onto the flow (left), and the meta-gradient turns with them (right)."
     )
     return Picture("paths", caption, made)
