@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .assumptions import ASSUMPTIONS
 from .figure2 import FIG2_ALPINE, FIG2_COSMIXTURE
 from .ratings_tables import CF_TABLE1, CF_TABLE2
 from .study import Study
@@ -11,4 +12,5 @@ STUDIES: dict[str, Study] = {
     "fig2-alpine": FIG2_ALPINE,
     "cf-table1": CF_TABLE1,
     "cf-table2": CF_TABLE2,
+    "assumptions": ASSUMPTIONS,
 }
