@@ -67,9 +67,9 @@ def frequency(of: Sequence[bool]) -> str:
 def findings(name: str, records: Records) -> list[str]:
     """Return what the records of one experiment say."""
     lines = []
+    steps = _values(records, "meta_step")
     for proximal in _values(records, "lambda"):
         of = [r for r in records if r["lambda"] == proximal]
-        steps = _values(of, "meta_step")
         at = {step: _anywhere([r for r in of if r["meta_step"] == step]) for step in steps}
         last = at[steps[-1]]
         low, high = wilson(sum(last), len(last))
@@ -81,12 +81,21 @@ def findings(name: str, records: Records) -> list[str]:
             f"{f'; before, in {earlier}' if earlier else ''}. Inner steps do not contract in {steep} of {len(of)} "
             "places."
         )
+    needed = max(-r["smallest"] for r in records)
     largest = np.array([r["largest"] for r in records])
     lines.append(
-        f"{name}: the smoothness constant of L_s is {np.median(largest):.3g} in the median, and ranges from "
-        f"{largest.min():.3g} to {largest.max():.3g}: no one constant describes it."
-        if largest.max() > 2 * largest.min()
-        else f"{name}: the smoothness constant of L_s stays between {largest.min():.3g} and {largest.max():.3g}."
+        f"{name}: at the points visited L_s itself has curvature down to {-needed:.3g}, so that a λ above {needed:.3g} "
+        "would have made all of them convex. Its smoothness constant varies between "
+        f"{largest.min():.3g} and {largest.max():.3g}, median {np.median(largest):.3g}."
+    )
+    first, last = (
+        np.array([r["lipschitz"] for r in records if r["lipschitz"] is not None and r["meta_step"] == step])
+        for step in (steps[0], steps[-1])
+    )
+    lines.append(
+        f"{name}: the Hessian's Lipschitz ratio along the inner trajectory is {np.median(first):.3g} in the median "
+        f"before training and {np.median(last):.3g} after {steps[-1]} meta-steps; the largest seen is "
+        f"{max(first.max(), last.max()):.3g}."
     )
     return lines
 
@@ -155,6 +164,8 @@ def _picture(name: str, records: Records) -> Picture:
         _band(axes[2], [r for r in of if r["lipschitz"] is not None], lambda r: r["lipschitz"], style)
     axes[0].axhline(0, color="#666666", linewidth=1.2, linestyle=":")
     axes[0].set_yscale("symlog", linthresh=0.1)
+    axes[0].margins(y=0.1)
+    axes[1].set_yscale("log")
     alpha = records[0]["inner_lr"]
     axes[1].axhline(2 / alpha, color="#666666", linewidth=1.2, linestyle=":")
     axes[1].annotate("2/α: inner steps diverge above", (0, 2 / alpha), (4, 3), textcoords="offset points", fontsize=8)
@@ -162,11 +173,10 @@ def _picture(name: str, records: Records) -> Picture:
     for each, title in zip(axes, titles, strict=True):
         each.set_title(title, fontsize=10)
         each.set_xlabel(f"meta-step of {name}")
-        if each is not axes[0]:
-            each.set_yscale("log")
     axes[0].set_ylabel("curvature (loss per squared unit of φ)")
+    axes[2].set_ylim(bottom=0)
     axes[2].set_ylabel("‖H₁ − H₂‖ / ‖φ₁ − φ₂‖")
-    axes[0].legend(frameon=False, fontsize=9)
+    axes[1].legend(frameon=False, fontsize=9, loc="center", bbox_to_anchor=(0.5, 0.7))
     caption = (
         f"{name}: median over tasks and places of the inner trajectory; the shaded band reaches from the 5 % to the "
         "95 % quantile. Below the dotted line of the first panel the inner problem is not convex."

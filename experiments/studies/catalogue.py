@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .assumptions import ASSUMPTIONS
 from .figure2 import FIG2_ALPINE, FIG2_COSMIXTURE
+from .precision import PRECISION
 from .ratings_tables import CF_TABLE1, CF_TABLE2
 from .study import Study
 
@@ -13,4 +14,5 @@ STUDIES: dict[str, Study] = {
     "cf-table1": CF_TABLE1,
     "cf-table2": CF_TABLE2,
     "assumptions": ASSUMPTIONS,
+    "precision": PRECISION,
 }
