@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .assumptions import ASSUMPTIONS
+from .failure_modes import FAILURE_MODES
 from .figure2 import FIG2_ALPINE, FIG2_COSMIXTURE
 from .precision import PRECISION
 from .ratings_tables import CF_TABLE1, CF_TABLE2
@@ -15,4 +16,5 @@ STUDIES: dict[str, Study] = {
     "cf-table2": CF_TABLE2,
     "assumptions": ASSUMPTIONS,
     "precision": PRECISION,
+    "failure-modes": FAILURE_MODES,
 }

@@ -153,7 +153,8 @@ def _picture(records: Records, rates: Sequence[float]) -> Picture:
     axes[0].legend(frameon=False, fontsize=9)
     caption = (
         "Median over tasks, shaded from the smallest to the largest error; the dotted line is the rounding unit of "
-        "float32. The limit is that of stability, α‖H‖ = 2, at the task that comes nearest to it."
+        "float32. The limit is that of stability, α‖H‖ = 2, at the task that comes nearest to it. A line ends where "
+        "its method was refused, or would have taken too many steps."
     )
     return Picture("precision", caption, made)
 
