@@ -5,6 +5,7 @@ from __future__ import annotations
 from .assumptions import ASSUMPTIONS
 from .failure_modes import FAILURE_MODES
 from .figure2 import FIG2_ALPINE, FIG2_COSMIXTURE
+from .inner_optimisers import INNER_OPTIMISERS
 from .precision import PRECISION
 from .ratings_tables import CF_TABLE1, CF_TABLE2
 from .study import Study
@@ -17,4 +18,5 @@ STUDIES: dict[str, Study] = {
     "assumptions": ASSUMPTIONS,
     "precision": PRECISION,
     "failure-modes": FAILURE_MODES,
+    "inner-optimisers": INNER_OPTIMISERS,
 }

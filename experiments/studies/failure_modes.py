@@ -29,7 +29,7 @@ class Budget:
     steps: int = 200
     long: int = 1000
     lengths: tuple[int, ...] = (10, 30, 100, 300, 1000)
-    size: int = 300
+    size: int = 200
     tasks: int = 12
 
 

@@ -105,22 +105,26 @@ def _length_findings(records: Records) -> list[str]:
 def _kinks_findings(records: Records) -> list[str]:
     lines = []
     for problem, of in _by(records, "problem").items():
-        errors = {"implicit": _median(of, "implicit"), "unrolled": _median(of, "unrolled")}
-        verdicts = ", ".join(f"{name} {_verdict(error)} ({error:.1e})" for name, error in errors.items())
-        line = f"Kinks, {KINKS[problem]}: {verdicts}; median relative errors"
+        verdicts = "; ".join(f"{name} {_verdict([r[name] for r in of])}" for name in ("implicit", "unrolled"))
+        line = f"Kinks, {KINKS[problem]}: {verdicts}"
         if problem == "l1":
-            proximal = _median(of, "unrolled_proximal")
+            proximal = _verdict([r["unrolled_proximal"] for r in of])
             line += (
                 f". {100 * float(np.mean([r['kinked'] for r in of])):.0f} % of the coordinates end at a kink, where "
                 f"the minimiser does not follow θ; unrolling proximal steps, which know the kink, "
-                f"{_verdict(proximal)} ({proximal:.1e})"
+                f"{proximal}"
             )
         lines.append(line + ".")
     return lines
 
 
-def _verdict(error: float) -> str:
-    return "fails" if error > WRONG else "succeeds" if error < RIGHT else "is roughly right"
+def _verdict(errors: Sequence[float]) -> str:
+    """Return in how many tasks a gradient is right and in how many it is wrong, and its median error."""
+    right, wrong = sum(e < RIGHT for e in errors), sum(e > WRONG for e in errors)
+    return (
+        f"is within {RIGHT:g} in {right} of {len(errors)} tasks and off by more than {WRONG:g} in {wrong} "
+        f"(median {np.median(errors):.1e})"
+    )
 
 
 def _curvature_table(records: Records) -> Table:
@@ -226,8 +230,7 @@ def _draw_length(axes: Axes, records: Records, key: str, label: str, unit: float
         values = [r[key] / unit for r in of]
         axes.plot([r["steps"] for r in of], values, color=color, marker=marker, markersize=4, label=name)
     axes.set_xscale("log")
-    if key == "size":
-        axes.set_yscale("log")
+    axes.set_ylim(bottom=0)
     axes.set_xlabel("inner steps (at most, for iMAML)")
     axes.set_ylabel(label)
     axes.legend(frameon=False, fontsize=8)
@@ -246,6 +249,7 @@ def _draw_kinks(axes: Axes, records: Records) -> None:
         axes.plot(places, values, linestyle="none", color=color, marker=marker, markersize=4, alpha=0.6, label=label)
     axes.set_yscale("log")
     axes.set_ylim(top=1e3)
+    axes.set_xlim(-0.5, len(groups) - 0.5)
     axes.set_xticks(range(len(groups)), [KINKS[problem] for problem in groups], fontsize=9)
     axes.set_ylabel("relative error of the meta-gradient")
     axes.set_title("Kinks", fontsize=10)
