@@ -79,7 +79,7 @@ def findings(name: str, records: Records) -> list[str]:
             f"{name}, λ = {proximal:g}: after {steps[-1]} meta-steps strong convexity fails somewhere on the inner "
             f"trajectory in {sum(last)} of {len(last)} tasks ({100 * low:.0f} to {100 * high:.0f} %)"
             f"{f'; before, in {earlier}' if earlier else ''}. Inner steps do not contract in {steep} of {len(of)} "
-            "places."
+            f"places.{_met(of)}"
         )
     needed = max(-r["smallest"] for r in records)
     largest = np.array([r["largest"] for r in records])
@@ -98,6 +98,12 @@ def findings(name: str, records: Records) -> list[str]:
         f"{max(first.max(), last.max()):.3g}."
     )
     return lines
+
+
+def _met(records: Records) -> str:
+    """Return in how many tasks of the training CG failed for want of convexity."""
+    share = records[-1]["cg_failed"]
+    return "" if share is None else f" The CG steps of training met negative curvature in {100 * share:.0f} % of tasks."
 
 
 def _anywhere(records: Records) -> list[bool]:

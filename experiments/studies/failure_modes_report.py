@@ -45,6 +45,8 @@ def report(records: Mapping[str, Records], setting: Mapping[str, Any]) -> Report
             "references.",
             "In the first and third case MAML unrolls the same proximal gradient steps that iMAML takes, so that both "
             "differentiate one inner solve.",
+            "With kinks the outcome of the steps can jump, and finite differences across a jump are no derivative: "
+            "where unrolled is off on the ReLU network, nothing that looks at one θ could be right.",
             "Memory is the growth of the process's peak during one meta-gradient; below about a MiB it says little.",
         ],
         setting={key: str(value) for key, value in setting.items()},
@@ -163,7 +165,7 @@ def _length_table(records: Records) -> Table:
         ]
         for r in records
     ]
-    columns = ["", "‖g‖ / ‖∇L_q‖", "error", "evaluations", "seconds", "MiB"]
+    columns = ["", "‖g‖ / ‖∇L_q‖", "error", "evaluations", "CPU seconds", "MiB"]
     note = (
         "Quadratic tasks with curvatures from 1e-3 to 1, α = 1; error: relative, beside the closed form; evaluations: "
         "batched gradients and Hessian-vector products; iMAML stops when its gradient has fallen by 1e-9."
