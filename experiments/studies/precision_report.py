@@ -39,7 +39,7 @@ def report(records: Records, setting: Mapping[str, Any]) -> Report:
         departures=[
             "The reviewers' question has no published figure; there are no numbers of a paper to compare with.",
             "A random network on CosMixture tasks, the same for all methods; iMAML with λ = 1 and 5 CG steps.",
-            "A-MAML follows the flow over the horizon steps · α by rk4 with equal steps that stay stable; where that "
+            "A-MAML follows the flow over the horizon steps · α by rk4 with equal steps of at most 0.1; where that "
             "takes too many, it is left out.",
             "The error is that of rounding only: how far a method's meta-gradient is from another's is not in it.",
         ],
