@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,7 @@ def run(setting: Setting) -> Report:
             setting.observe(done + step, total, f"{what}: meta-step {step}")
 
         show(0)
-        records += setting.cell(
-            f"{name}-{proximal:g}", lambda n=name, p=proximal, s=show: train(setting, n, p, budget, s)
-        )
+        records += setting.cell(f"{name}-{proximal:g}", partial(train, setting, name, proximal, budget, show))
     setting.observe(total, total, "done")
     missing = [wanted for name, wanted in names.items() if name != wanted]
     return report(records, missing, vars(budget) | {"budget": setting.budget})

@@ -88,14 +88,14 @@ def findings(name: str, records: Records) -> list[str]:
         "would have made all of them convex. Its smoothness constant varies between "
         f"{largest.min():.3g} and {largest.max():.3g}, median {np.median(largest):.3g}."
     )
-    first, last = (
+    before, after = (
         np.array([r["lipschitz"] for r in records if r["lipschitz"] is not None and r["meta_step"] == step])
         for step in (steps[0], steps[-1])
     )
     lines.append(
-        f"{name}: the Hessian's Lipschitz ratio along the inner trajectory is {np.median(first):.3g} in the median "
-        f"before training and {np.median(last):.3g} after {steps[-1]} meta-steps; the largest seen is "
-        f"{max(first.max(), last.max()):.3g}."
+        f"{name}: the Hessian's Lipschitz ratio along the inner trajectory is {np.median(before):.3g} in the median "
+        f"before training and {np.median(after):.3g} after {steps[-1]} meta-steps; the largest seen is "
+        f"{max(before.max(), after.max()):.3g}."
     )
     return lines
 

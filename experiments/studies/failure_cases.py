@@ -129,7 +129,8 @@ def query_gradients(subject: Subject, phi: Tensor) -> Tensor:
 
 def relative(found: Tensor, reference: Tensor) -> Tensor:
     """Return the relative error of each row, ``[tasks]``."""
-    return (found - reference).norm(dim=1) / reference.norm(dim=1)
+    error: Tensor = (found - reference).norm(dim=1) / reference.norm(dim=1)
+    return error
 
 
 class _Linear(nn.Module):
@@ -196,8 +197,8 @@ class Quadratic:
             )
         return MAML(steps=steps, inner_lr=1.0, adjoint="checkpointed" if "checkpointed" in name else "discrete")
 
-    def measure(self, name: str, steps: int) -> dict[str, Any]:
-        """Return the size of the meta-gradient, its error, and what it cost."""
+    def measure(self, name: str, steps: int) -> list[dict[str, Any]]:
+        """Return one record: the size of the meta-gradient, its error, and what it cost."""
         subject = self.subject()
         solve = by_method(self.method(name, steps))
         subject.measure(by_method(self.method(name, 2)), each=True)
@@ -208,7 +209,7 @@ class Quadratic:
         memory = peak_memory_bytes(_CPU) - before
         cotangent = query_gradients(subject, found.phi)
         exact = self.exact(name, steps)
-        return {
+        record = {
             "method": name,
             "steps": steps,
             "size": float((found.gradient.norm(dim=1) / cotangent.norm(dim=1)).median()),
@@ -217,6 +218,7 @@ class Quadratic:
             "memory": max(memory, 0),
             "evaluations": found.evaluations.n_grad + found.evaluations.n_hvp,
         }
+        return [record]
 
 
 @dataclass(frozen=True)
@@ -252,8 +254,7 @@ class AbsoluteValues:
         kinked = (theta - b).abs() < 1 / self.proximal
         minimiser = _soft(theta - b, 1 / self.proximal) + b
         exact = torch.where(kinked, 0.0, minimiser - q)
-        shared = {"steps": self.steps, "inner_lr": 0.01, "proximal": self.proximal}
-        implicit = ImplicitMAML(**shared, cg_steps=20)
+        implicit = ImplicitMAML(proximal=self.proximal, steps=self.steps, inner_lr=0.01, cg_steps=20)
         unrolled = AdjointMAML(horizon=0.01 * self.steps, solver="euler", steps=self.steps, proximal=self.proximal)
         columns = {"unrolled_proximal": relative(self.proximal_steps(), exact)}
         for name, method in (("implicit", implicit), ("unrolled", unrolled)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ..report import Report
@@ -62,7 +63,7 @@ def cells(budget: Budget) -> dict[str, Callable[[], Any]]:
     for steps in budget.lengths:
         for name in METHODS:
             slug = name.lower().replace(", ", "-")
-            found[f"length-{slug}-{steps}"] = lambda n=name, k=steps: [quadratic.measure(n, k)]  # type: ignore[misc]
+            found[f"length-{slug}-{steps}"] = partial(quadratic.measure, name, steps)
     for activation in ("tanh", "relu"):
         found[f"kinks-{activation}"] = Network(activation, 1.0, budget.long, budget.tasks).measure
     found["kinks-l1"] = AbsoluteValues(20, budget.tasks, budget.long).measure

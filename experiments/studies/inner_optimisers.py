@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -99,12 +99,12 @@ def run(setting: Setting) -> Report:
         setting.observe(number, total, f"{name}, λ = {proximal:g}")
         records += setting.cell(
             f"{name}-{rate or 0:g}-{proximal:g}",
-            lambda p=proximal, n=name, r=rate: measure(subject, solve(p), n, r, budget),
+            partial(lambda p, n, r: measure(subject, solve(p), n, r, budget), proximal, name, rate),
         )
     memory = {}
     for number, name in enumerate(names):
         setting.observe(len(wanted) + number, total, f"memory of {name}")
-        memory[name] = setting.cell(f"memory-{name}", lambda n=name: peak_memory(n, budget))
+        memory[name] = setting.cell(f"memory-{name}", partial(peak_memory, name, budget))
     setting.observe(total, total, "done")
     return report(records, memory, vars(budget) | {"budget": setting.budget, "seed": 0})
 

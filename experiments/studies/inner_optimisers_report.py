@@ -97,7 +97,7 @@ def findings(value: float, records: Records) -> list[str]:
         fewest = " and ".join(name for name, (evaluations, _) in reached.items() if evaluations == least)
         fastest = min(reached, key=lambda name: reached[name][1])
         costs = ", ".join(f"{name} {cost[0]} ({cost[1]:.2f} s)" for name, cost in reached.items())
-        verdict = f"the fewest evaluations are those of {fewest}, the least time that of {fastest}"
+        verdict = f"{fewest} take{'' if ' and ' in fewest else 's'} the fewest evaluations, {fastest} the least time"
         lines.append(
             f"λ = {value:g}: for a meta-gradient within {100 * target:g} %, {verdict}. Evaluations: {costs}"
             + (f"; {' and '.join(late)} did not get there" if late else "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -62,7 +63,7 @@ def run(setting: Setting) -> Report:
         setting.observe(number, len(wanted), f"{name}, α = {rate:g}, {steps} steps")
         key = f"{name.replace(', ', '-')}-{rate:g}-{steps}"
         shared = {"method": name, "inner_lr": rate, "steps": steps}
-        records += [{**shared, **each} for each in setting.cell(key, lambda m=method: compare(*pair, m))]
+        records += [{**shared, **each} for each in setting.cell(key, partial(compare, *pair, method))]
     setting.observe(len(wanted), len(wanted), "done")
     return report(records, vars(budget) | {"budget": setting.budget, "seed": 0})
 
