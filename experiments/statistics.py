@@ -43,6 +43,12 @@ def interval(values: Values) -> Interval:
     return Interval(mean, 1.96 * float(values[chosen, among].mean(axis=(1, 2)).std(ddof=1)))
 
 
+def wilson(count: int, total: int) -> tuple[float, float]:
+    """Return Wilson's 95 % interval of a frequency, which keeps its width where the count is 0 or the total."""
+    found = stats.binomtest(count, total).proportion_ci(0.95, method="wilson")
+    return float(found.low), float(found.high)
+
+
 def wilcoxon(ours: Values, theirs: Values) -> float:
     """Return the p-value of Wilcoxon's signed-rank test (two-sided) on differences paired by seed and task."""
     difference = (ours - theirs).ravel()

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from . import efficiency, imaml_accuracy, implicit_to_flow, meta_gradient_error
+from .assumptions import ASSUMPTIONS
+from .failure_modes import FAILURE_MODES
 from .figure2 import FIG2_ALPINE, FIG2_COSMIXTURE
+from .inner_optimisers import INNER_OPTIMISERS
+from .precision import PRECISION
 from .ratings_tables import CF_TABLE1, CF_TABLE2
 from .study import Study
 
@@ -22,4 +26,8 @@ STUDIES: dict[str, Study] = {
     "efficiency": Study(
         "A-MAML's Figs. 3 and 4, iMAML's Fig. 2b: seconds and memory against inner steps", efficiency.run
     ),
+    "assumptions": ASSUMPTIONS,
+    "precision": PRECISION,
+    "failure-modes": FAILURE_MODES,
+    "inner-optimisers": INNER_OPTIMISERS,
 }
