@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -51,17 +52,32 @@ class BatchedModel:
         self.choose = choose
         self.remat = Rematerialisation(model, remat, self._evaluating)
         self._prefixes: dict[Hashable, Prefix | None] = {}
+        self._state = ""
         self._modes: tuple[bool, ...] = ()
+        self._plain: dict[str, bool | int | float | str] = {}
+        self.changing: set[str] = set()
+        self._held: list[Tensor] = []
+        self._replaced = 0
         self._stand_ins: Weights = {}
 
     @property
-    def modes(self) -> tuple[bool, ...]:
-        """Which modules were in training mode at the last `refresh`."""
-        return self._modes
+    def state(self) -> str:
+        """What a trace holds fixed, at the last `refresh`: plain attributes of modules, such as their mode."""
+        return self._state
 
     def refresh(self) -> None:
-        """Look at the model again: its modules' modes."""
+        """Look at model and loss again: their modules' attributes that are plain values, and the loss's tensors."""
+        losses = list(self.loss.modules()) if isinstance(self.loss, nn.Module) else []
+        held = [value for module in losses for value in _tensors(module)]
+        if len(held) != len(self._held) or any(a is not b for a, b in zip(held, self._held, strict=True)):
+            self._replaced += bool(self._held)
+            self._held = held
         self._modes = tuple(module.training for module in self.model.modules())
+        named = [*self.model.named_modules(prefix="model"), *((f"loss.{i}", each) for i, each in enumerate(losses))]
+        plain = {f"{name}.{k}": v for name, module in named for k, v in _plain(module).items()}
+        self.changing = {name for name, value in plain.items() if self._plain.get(name, value) != value}
+        self._plain = plain
+        self._state = hashlib.sha1(repr((plain, self._replaced)).encode()).hexdigest()[:12]
 
     def look_for_prefix(self, x: Tensor) -> None:
         """Find out, once, what does not depend on φ for tasks of this shape, ``[tasks, points, ...]``."""
@@ -91,7 +107,8 @@ class BatchedModel:
     def predict(self, phi: Tensor, psi: Tensor, x: Tensor, kept: Tensor | None = None) -> Tensor:
         """Return predictions ``[tasks, points, ...]`` for inputs ``[tasks, points, ...]``."""
         predict, features = self._predictor(psi, x, kept)
-        with _without_randomness():
+        prefix = self.prefix(x) if features else None
+        with _without_randomness(), self.remat.during(x, prefix.names if prefix else ()):
             return vmap(predict)(self.rows.theta.unflatten(phi), x, *features)
 
     @contextmanager
@@ -141,6 +158,15 @@ class BatchedModel:
             return prediction if self.autocast is None else prediction.to(psi.dtype)
 
         return predict, features
+
+
+def _plain(module: nn.Module) -> dict[str, bool | int | float | str]:
+    return {k: v for k, v in vars(module).items() if isinstance(v, bool | int | float | str) and not k.startswith("_")}
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    own = [value for value in vars(module).values() if isinstance(value, Tensor)]
+    return [*own, *module.parameters(recurse=False), *module.buffers(recurse=False)]
 
 
 def _one_a_task(losses: Tensor) -> Tensor:

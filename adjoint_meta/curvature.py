@@ -14,7 +14,7 @@ from adjoint_meta.solvers import checks
 from .batched_model import BatchedModel
 from .engine import Engine, Evaluations
 from .linearisation import MODES, Gradients, Linear, Linearisation, Products, RowLosses
-from .points import MeanLinearisation, check_parts, check_targets, mean_over_points, parts
+from .points import MeanLinearisation, check_losses, check_parts, mean_over_points, moved, parts
 from .programs import Programs, ReplayedLinearisation
 from .tasks import Batch
 
@@ -66,7 +66,7 @@ class Curvature:
                 checks.count(name, size)
         self.chunk_size, self.point_chunk = chunk_size, point_chunk
         self._checked = False
-        self._apart: set[bool] = set()
+        self._apart: set[tuple[bool, str]] = set()
         self.engine = engine or Engine("eager", Evaluations())
         self.evaluations = self.engine.evaluations
         self.programs = Programs(model, self.engine)
@@ -102,22 +102,35 @@ class Curvature:
         size = min(self.point_chunk or count, count)
         if size == 1:
             raise torch.OutOfMemoryError(said)
+        before, self.point_chunk = self.point_chunk, (size + 1) // 2
         theta, psi = self.model.rows.read(self.model.model)
         try:
             for x, y in pairs:
-                self._check_parts(theta[None], psi, x, y)
+                self.check_points(theta, psi, x, y)
         except ValueError as why:
+            self.point_chunk = before
             raise torch.OutOfMemoryError(f"memory ran out with one task at a time, and {why}. {said}") from None
-        self.point_chunk = (size + 1) // 2
+        except torch.OutOfMemoryError:  # the next attempt will halve them again
+            pass
         return f"{size} points of one task at a time; going on with point_chunk={self.point_chunk}"
 
     def _check_parts(self, phi: Tensor, psi: Tensor, x: Tensor, y: Tensor | None = None) -> None:
-        """Make sure, once, that points may be taken in parts; see `check_parts`."""
-        if (y is None) not in self._apart:
+        """Make sure, once for a state of the model, that points may be taken in parts; see `check_parts`."""
+        key = (y is None, self.model.state)
+        if key not in self._apart:
             check_parts(self.model, phi, psi, x, y)
-            self._apart.add(y is None)
+            self._apart.add(key)
+
+    def check_points(self, theta: Tensor, psi: Tensor, x: Tensor, y: Tensor | None = None) -> None:
+        """Make sure that the points of these tasks, where they are to be taken in parts, may be."""
+        size = self._apart_points(x.shape[1])
+        if size is None:
+            return
+        phi = moved(theta).repeat(len(x), 1)
+        self._check_parts(phi, psi, x, y)
         if y is not None:
-            check_targets(self.model, y)
+            with torch.no_grad():
+                check_losses(self.model, self.predict(phi, psi, x), y, size)
 
     @property
     def traceable(self) -> bool:

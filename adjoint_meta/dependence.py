@@ -124,6 +124,7 @@ class _Watch(TorchDispatchMode):
         self._needed: set[object] = set()
         self._calls: list[_Frame] = []
         self._frame: _Frame | None = None
+        self._spoiling: list[_Frame | None] = []  # within which calls the result of another one was changed in place
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
@@ -132,6 +133,8 @@ class _Watch(TorchDispatchMode):
         if _ADAPTED in labels:
             self._needed |= labels
         changed = _tensors(list(_written(function, args, kwargs or {})))
+        if any(isinstance(label, _Frame) for label in self._of(changed)):
+            self._spoiling.append(self._frame)
         for tensor in (*_tensors(result), *changed):
             self.label(tensor, labels)
         for frame in self._frames():
@@ -182,6 +185,9 @@ class _Watch(TorchDispatchMode):
     def found(self, prediction: Any) -> Independent | None:
         """Return what was found, once the model has returned its prediction."""
         needed = self._needed | self._of(_tensors(prediction))
+        # A result that is kept must not change between evaluations.
+        if not all(frame is not None and frame.replaced for frame in self._spoiling):
+            return None
         # What a replaced call leaves behind in other ways than by returning it would not be there.
         if _WITHIN in needed or not any(isinstance(label, _Frame) for label in needed):
             return None

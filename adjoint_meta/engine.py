@@ -72,6 +72,7 @@ class Engine:
         self._known: dict[str, int] = {}
         self._within = False
         self._warned = False
+        self._given_up = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Programs stay behind in a copy: it compiles its own."""
@@ -80,7 +81,7 @@ class Engine:
     @property
     def eager(self) -> bool:
         """Whether functions are called as they are: always, or within a function that is traced or called itself."""
-        return self.backend == "eager" or self._within
+        return self.backend == "eager" or self._within or self._given_up
 
     def __call__(
         self, key: Hashable, function: Callable[..., Any], *tensors: Tensor, eager: Callable[[], Any] | None = None
@@ -132,6 +133,12 @@ class Engine:
     def replayed(self) -> int:
         """How many functions have been compiled."""
         return sum(program.compiled for program in self._programs.values())
+
+    def give_up(self, why: str) -> None:
+        """Call functions as they are from now on, and say why."""
+        if not self.eager:
+            self._given_up = True
+            warnings.warn(why, RuntimeWarning, stacklevel=2)
 
     def refuse(self, error: Exception) -> None:
         """Say once why something stays eager."""

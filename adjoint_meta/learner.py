@@ -248,6 +248,9 @@ class MetaLearner(nn.Module):
                 check_batch(what, batch, theta)
         steepest = self.steepest if self.method.watches and bool(self.steepest.any()) else None
         self._probe(support, query)
+        for batch in (support, query):
+            if batch is not None:
+                self._curvature.check_points(theta, psi, batch.x, batch.y)
         return Problem.of(self._curvature, psi, support, query, steepest), theta
 
     def _probe(self, support: Batch, query: Batch | None) -> None:

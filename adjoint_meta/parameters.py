@@ -51,6 +51,10 @@ class Layout:
         }
 
 
+_FROZEN = "no longer requires grad; build the MetaLearner after freezing it"
+_THAWED = "requires grad since the MetaLearner was built; build that after requires_grad_()"
+
+
 class ParameterRows:
     """How a model's parameters divide: θ adapts to each task, ψ is shared, frozen parameters are constants.
 
@@ -90,6 +94,12 @@ class ParameterRows:
                         f"the model's parameter {name!r} of shape {list(shape)} is gone or has another shape; build "
                         "the MetaLearner after changing the model"
                     )
+                if not parameters[name].requires_grad:
+                    raise ValueError(f"the model's parameter {name!r} {_FROZEN}")
+        known = {*self.theta.names, *self.psi.names}
+        for name, parameter in parameters.items():
+            if parameter.requires_grad and name not in known:
+                raise ValueError(f"the model's parameter {name!r} {_THAWED}")
         theta = self.theta.flatten(parameters)
         return theta, self.psi.flatten(parameters) if self.psi.names else theta.new_empty(0)
 

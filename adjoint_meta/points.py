@@ -80,12 +80,7 @@ def check_parts(model: BatchedModel, phi: Tensor, psi: Tensor, x: Tensor, y: Ten
         torch.OutOfMemoryError: if not even two points fit.
     """
     exact = BatchedModel(model.model, model.loss, model.rows)
-    draw = torch.Generator().manual_seed(0)
-    phi, psi = (
-        # A last layer that starts at zero would hide what the others do.
-        value + 0.01 * torch.randn(value.shape, generator=draw, dtype=value.dtype).to(value.device)
-        for value in (phi[:1].detach(), psi.detach())
-    )
+    phi, psi = (moved(value) for value in (phi[:1].detach(), psi.detach()))
     count = min(x.shape[1], _FEW)
     while count > 1:
         which = torch.arange(count, device=x.device) * x.shape[1] // count
@@ -96,6 +91,12 @@ def check_parts(model: BatchedModel, phi: Tensor, psi: Tensor, x: Tensor, y: Ten
             if count == 2:
                 raise
         count = max(2, count // 2)
+
+
+def moved(value: Tensor) -> Tensor:
+    """Return parameters nearby: a last layer that starts at zero would hide what the others do."""
+    draw = torch.Generator().manual_seed(0)
+    return value + 0.01 * torch.randn(value.shape, generator=draw, dtype=value.dtype).to(value.device)
 
 
 @torch.no_grad()
@@ -123,25 +124,32 @@ def _check_loss(model: BatchedModel, prediction: Tensor, y: Tensor, sizes: list[
         len(part[0]) * model.prediction_losses(part, target)
         for part, target in zip(prediction.split(sizes, dim=1), y.split(sizes, dim=1), strict=True)
     ]
-    if not _equal(sum(losses, torch.zeros_like(losses[0])) / sum(sizes), model.prediction_losses(prediction, y)):
-        raise ValueError(
-            "the loss is not a mean over points, so its points cannot be taken in parts; use reduction='mean', without "
-            "weights of classes, or fewer points"
-        )
+    if _equal(sum(losses, torch.zeros_like(losses[0])) / sum(sizes), model.prediction_losses(prediction, y)):
+        return
+    ignored = getattr(model.loss, "ignore_index", None)
+    left_out = ignored is not None and not y.is_floating_point() and bool((y == ignored).any())
+    why = f": some targets are {ignored}, which it ignores" if left_out else ""
+    raise ValueError(
+        f"the loss is not a mean over points{why}, so its points cannot be taken in parts; use reduction='mean', "
+        "without weights of classes or points left out, or fewer points"
+    )
 
 
-def check_targets(model: BatchedModel, y: Tensor) -> None:
-    """Refuse targets that a mean leaves out, for then the share of a part is not its share of the points.
+@torch.no_grad()
+def check_losses(model: BatchedModel, prediction: Tensor, y: Tensor, size: int) -> None:
+    """Refuse losses that are not means over points, by taking those of all tasks in parts.
+
+    Which points a loss leaves out or weights is a matter of the targets, so that every batch is looked at.
+
+    Args:
+        prediction: of all tasks, ``[tasks, points, ...]``, not all the same.
+        y: their targets.
+        size: at most so many points at a time.
 
     Raises:
-        ValueError: if a class target is the loss's ``ignore_index``.
+        ValueError: saying why, and what to do.
     """
-    ignored = getattr(model.loss, "ignore_index", -100)
-    if not y.is_floating_point() and bool((y == ignored).any()):
-        raise ValueError(
-            f"some targets are {ignored}, which the loss ignores, so it is not a mean over all points and these cannot "
-            "be taken in parts; remove the ignored points, or use fewer points"
-        )
+    _check_loss(model, prediction, y, [points.stop - points.start for points, _ in parts(y.shape[1], size)])
 
 
 def _equal(found: Tensor, expected: Tensor) -> bool:

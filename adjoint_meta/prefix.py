@@ -169,11 +169,14 @@ def find_prefix(
         return None
     prefix = Prefix(model, rows, calls, remat)
     with torch.no_grad():
-        expected = functional_call(model, adapted, (x,))
         try:
+            with prefix.remat.within(x):
+                expected = functional_call(model, adapted, (x,))
             features = prefix.features(x[None])[0]
-            with prefix.given(features):
+            with prefix.remat.within(x), prefix.given(features):
                 found = functional_call(model, adapted, (x,))
+        except torch.OutOfMemoryError:  # smaller parts may do
+            raise
         except (RuntimeError, KeyError, IndexError, AttributeError, TypeError):
             return None
     same = found.shape == expected.shape and torch.allclose(found, expected, *_rounding(found), equal_nan=True)

@@ -43,7 +43,7 @@ class Problem:
 
     def shared_gradient(self, support: Tensor, query: Tensor) -> Tensor:
         """Return the gradient in all shared parameters ``[Q]`` from those that came through either loss."""
-        if self.extended is None or self.extended[1] is None:
+        if self.extended is None:
             return query + support
         total = support.new_zeros(self.curvature.model.rows.psi.size)
         for part, gradient in zip(self.extended, (support, query), strict=True):

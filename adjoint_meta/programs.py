@@ -17,6 +17,9 @@ from .tasks import Batch
 # solve would take longer to compile than to run.
 _SPARE = 4
 
+# So many values of a model's plain attributes are compiled for, such as those of training and evaluation.
+_STATES = 8
+
 
 class Programs:
     """The functions that the engine evaluates for one model.
@@ -29,14 +32,22 @@ class Programs:
     def __init__(self, model: BatchedModel, engine: Engine) -> None:
         self.model = model
         self.engine = engine
+        self._states: set[str] = set()
         self._sizes: dict[Hashable, list[int]] = {}
         self.refresh()
 
     def refresh(self) -> None:
-        """Look at the model again: its frozen parameters and buffers, and its modules' modes."""
+        """Look at the model again: its frozen parameters and buffers, and what a trace holds fixed."""
         self._constants = tuple(self.model.constants().values())
         self.model.refresh()
-        self._modes = self.model.modes
+        self._state = self.model.state
+        self._states.add(self._state)
+        if len(self._states) > _STATES:
+            names = ", ".join(sorted(self.model.changing)[:3]) or "tensors of the loss"
+            self.engine.give_up(
+                f"{names} keep changing, which compiled functions would not see; all stays eager. Keep what is read "
+                "in buffers, changed in place"
+            )
 
     def gradients(self, phi: Tensor, psi: Tensor, batch: Batch, shared: bool) -> Gradients:
         """Return losses and gradients; the part in ψ where ``shared`` is set, and zero otherwise."""
@@ -81,7 +92,7 @@ class Programs:
 
     def replays_products(self, phi: Tensor, psi: Tensor, batch: Batch) -> bool:
         """Return whether a product at such points is a replay, or would be traced now."""
-        return self.engine.compiled(("product", self._modes), (phi, phi, *batch.rows, psi, *self._constants))
+        return self.engine.compiled(("product", self._state), (phi, phi, *batch.rows, psi, *self._constants))
 
     def run(
         self, name: Hashable, function: Callable[..., Any], tensors: Sequence[Tensor], eager: Callable[[], Any]
@@ -92,7 +103,7 @@ class Programs:
             with self.model.reading(inputs[len(tensors) :]):
                 return function(*inputs[: len(tensors)])
 
-        return self.engine((name, self._modes), reading, *tensors, *self._constants, eager=eager)
+        return self.engine((name, self._state), reading, *tensors, *self._constants, eager=eager)
 
     def _call(
         self,
@@ -106,13 +117,13 @@ class Programs:
     ) -> Any:
         """Run ``function(*rows, psi)``; with ``spare``, by a program for more rows, the last of these repeated."""
         count = len(rows[0])
-        sizes = self._sizes.setdefault((name, self._modes, *((r.shape[1:], r.dtype, r.device) for r in rows)), [])
+        sizes = self._sizes.setdefault((name, self._state, *((r.shape[1:], r.dtype, r.device) for r in rows)), [])
         size = min((size for size in sizes if count <= size <= _SPARE * count), default=count) if spare else count
         if size > count:
             index = torch.arange(size, device=psi.device).clamp(max=count - 1)
             rows = tuple(r[index] for r in rows)
         found = self.run(name, function, (*rows, psi), eager)
-        if spare and size not in sizes and self.engine.compiled((name, self._modes), (*rows, psi, *self._constants)):
+        if spare and size not in sizes and self.engine.compiled((name, self._state), (*rows, psi, *self._constants)):
             sizes.append(size)
         return found
 

@@ -266,3 +266,50 @@ def test_chunks_are_halved_until_they_fit(model, tasks):
         "point_chunk=2",
         "point_chunk=1",
     ]
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(2, 1)
+        self.scale = 1.0
+
+    def forward(self, x):
+        return self.scale * self.inner(x)
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_a_plain_attribute_that_changes_is_seen(tasks):
+    model = Scaled()
+    eager, compiled = pair(model, MAML(2, 0.1))
+    agree(eager, compiled, tasks)
+    model.scale = 3.0
+    agree(eager, compiled, tasks)
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_a_tensor_of_the_loss_that_is_replaced_is_seen(tasks):
+    class Weighted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.tensor(1.0)
+
+        def forward(self, prediction, target):
+            return self.weight * (prediction - target).square().mean()
+
+    model, loss = nn.Linear(2, 1), Weighted()
+    eager, compiled = (MetaLearner(model, loss, MAML(2, 0.1), backend=name) for name in ("eager", "compile"))
+    agree(eager, compiled, tasks)
+    loss.weight = torch.tensor(2.0)
+    agree(eager, compiled, tasks)
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_attributes_that_keep_changing_end_compiling_with_a_word(tasks):
+    model = Scaled()
+    eager, compiled = pair(model, MAML(1, 0.1))
+    with pytest.warns(RuntimeWarning, match=r"model\.scale keep changing"):
+        for step in range(10):
+            model.scale = 1.0 + step
+            agree(eager, compiled, tasks)
+    assert compiled.engine.eager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -183,7 +184,12 @@ NOT_MEANS = {
     "sum": (mlp, nn.MSELoss(reduction="sum"), None, "the loss is not a mean over points.*reduction='mean'"),
     "root": (mlp, root_mean_square, None, "the loss is not a mean over points"),
     "weights": (lambda g: mlp(g, outputs=3), weighted, sorted_classes, "the loss is not a mean over points"),
-    "ignored": (lambda g: mlp(g, outputs=3), nn.CrossEntropyLoss(), ignored_classes, "some targets are -100"),
+    "ignored": (
+        lambda g: mlp(g, outputs=3),
+        nn.CrossEntropyLoss(),
+        ignored_classes,
+        "not a mean over points: some targets are -100",
+    ),
 }
 
 
@@ -256,3 +262,33 @@ def test_wrong_sizes_are_refused(generator):
     ):
         with pytest.raises(kind, match=message):
             scarce(mlp(generator), 1, point_chunk=value)
+
+
+@pytest.mark.parametrize("loss", [partial(nn.functional.cross_entropy, ignore_index=0), weighted])
+def test_every_task_of_every_batch_is_looked_at(loss, generator):
+    network = mlp(generator, outputs=3)
+    learner = MetaLearner(network, loss, MAML(2, 0.1), backend="eager", point_chunk=3)
+    x = torch.randn(2, 8, 2, generator=generator)
+    fine = torch.ones(2, 8, dtype=torch.long)  # one class alone: weights divide out, nothing is left out
+    learner.meta_gradient(TaskBatch(Batch(x, fine), Batch(x, fine)))
+    mixed = fine.clone()
+    mixed[1, 5:] = torch.tensor([0, 2, 2])
+    with pytest.raises(ValueError, match="not a mean over points"):
+        learner.meta_gradient(TaskBatch(Batch(x, mixed), Batch(x, fine)))
+
+
+def test_a_model_is_looked_at_again_in_another_mode(generator):
+    class Mixing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(2, 1)
+
+        def forward(self, x):
+            y = self.inner(x)
+            return y - y.mean(dim=0) if self.training else y
+
+    learner = MetaLearner(Mixing().eval(), nn.functional.mse_loss, MAML(1, 0.1), backend="eager", point_chunk=3)
+    learner.meta_gradient(regression(generator, points=8))
+    learner.train()
+    with pytest.raises(ValueError, match="treat points one by one"):
+        learner.meta_gradient(regression(generator, points=8))

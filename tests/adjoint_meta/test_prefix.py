@@ -337,3 +337,34 @@ def test_reptile_has_no_shared_parameters_but_may_have_a_backbone(in_full, gener
     model, tasks = mlp(generator), regression(generator)
     model[0].requires_grad_(False)
     agree(*(make(model, mse, Reptile(2, 0.1)) for make in (in_full, MetaLearner)), tasks)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("act", [nn.SiLU(inplace=True), nn.LeakyReLU(inplace=True), nn.ReLU(inplace=True)])
+def test_features_that_the_rest_changes_in_place_are_not_kept(act, frozen, generator):
+    plain = type(act)()
+    found = []
+    for activation in (act, plain):
+        model = nn.Sequential(nn.Linear(2, 4), activation, nn.Linear(4, 1))
+        weights = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=weights))
+        model[0].requires_grad_(not frozen)
+        learner = MetaLearner(model, mse, MAML(4, 0.1), adapt=None if frozen else "2.*", backend="eager")
+        tasks = regression(torch.Generator().manual_seed(4))
+        found.append((learner.meta_gradient(tasks), learner.query_losses(tasks)))
+    (ours, losses), (expected, wanted) = found
+    assert torch.allclose(losses, wanted, rtol=1e-12) and torch.allclose(ours.loss, expected.loss, rtol=1e-12)
+    for name, value in expected.grad.items():
+        assert torch.allclose(ours.grad[name], value, rtol=1e-10)
+
+
+def test_a_body_that_works_in_place_within_itself_is_kept(generator):
+    body = nn.Sequential(nn.Linear(2, 4), nn.SiLU(inplace=True))
+    model = nn.Sequential(body, nn.Linear(4, 1))
+    learner = MetaLearner(model, mse, MAML(2, 0.1), adapt="1.*", backend="eager")
+    tasks = regression(generator)
+    learner.meta_gradient(tasks)
+    prefix = learner._batched.prefix(tasks.support.x)
+    assert prefix is not None and list(prefix.calls.kept) == [("0", 0)]
