@@ -19,17 +19,22 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-import problem
 import torch
 import torch.distributed as dist
 
 import adjoint_meta as am
 from adjoint_meta.distributed import ALONE, World, processes
+from adjoint_meta.experiments.models import HalfMSELoss, mlp
+from adjoint_meta.experiments.studies.workloads import regression_tasks
 from adjoint_meta.training import Trainer, TrainingPlan
 
-POINTS = 100
 METHOD = am.AdjointMAML(horizon=2.0, solver="rk4", steps=10)
 VECTORS = (1, 1_000, 10_000, 100_000, 1_000_000)  # elements of float32
+
+
+def network(backend: str = "eager") -> am.MetaLearner:
+    """Return the 2 × 32 network as a learner."""
+    return am.MetaLearner(mlp(2, 32, 2, 1), HalfMSELoss(), METHOD, backend=backend)
 
 
 def trainer(learner: am.MetaLearner, batch: am.TaskBatch, world: World) -> Trainer:
@@ -46,9 +51,9 @@ def seconds(run: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - started[0], time.process_time() - started[1]
 
 
-def meta_steps(world: World, tasks: int, rounds: int) -> dict[str, list[tuple[float, float]]]:
+def meta_steps(world: World, tasks: int, rounds: int, backend: str) -> dict[str, list[tuple[float, float]]]:
     """Return the times of meta-steps by one process and by all, in turns."""
-    batch, learner = problem.tasks(tasks, POINTS), problem.learner(METHOD)
+    batch, learner = regression_tasks(tasks), network(backend)
     one, all_ = trainer(copy.deepcopy(learner), batch, ALONE), trainer(learner, batch, world)
     found: dict[str, list[tuple[float, float]]] = {"one": [], "all": []}
     for turn in range(rounds + 1):  # the first warms up
@@ -75,11 +80,11 @@ def all_reduces(rounds: int) -> dict[int, float]:
     return found
 
 
-def worker(task_counts: list[int], rounds: int) -> None:
+def worker(task_counts: list[int], rounds: int, backend: str) -> None:
     """Measure in one of the processes; the first prints JSON."""
     torch.set_num_threads(1)
     with processes() as world:
-        steps = {tasks: meta_steps(world, tasks, rounds) for tasks in task_counts}
+        steps = {tasks: meta_steps(world, tasks, rounds, backend) for tasks in task_counts}
         found = {"processes": world.size, "meta_steps": steps, "all_reduce": all_reduces(10 * rounds)}
         if world.leads:
             print(json.dumps(found))
@@ -102,7 +107,7 @@ def report(found: dict[str, object]) -> None:
     print(f"all-reduce: {1e6 * alpha:.0f} µs + {1e9 * beta:.2f} ns a byte")
     for size, value in reduces.items():
         print(f"  {size:>9} bytes  {1e6 * value:8.0f} µs measured  {1e6 * (alpha + beta * size):8.0f} µs by the model")
-    elements = problem.learner(METHOD).initial(1).shape[1] + 4  # gradient, loss, count and two flags
+    elements = network().initial(1).shape[1] + 4  # gradient, loss, count and two flags
     print(f"a meta-step sends {elements} elements = {4 * elements} bytes (float32)")
     for which, what in enumerate(("seconds that passed", "seconds of the processor")):
         medians = {
@@ -126,14 +131,24 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--tasks", type=int, nargs="+", default=[4, 16, 64, 128])
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--backend", default="eager", choices=["eager", "compile"])
     parser.add_argument("--json", action="store_true", help="print every time measured, too")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        worker(arguments.tasks, arguments.rounds)
+        worker(arguments.tasks, arguments.rounds, arguments.backend)
         return
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    own = [__file__, "--worker", "--rounds", str(arguments.rounds), "--tasks", *map(str, arguments.tasks)]
+    own = [
+        __file__,
+        "--worker",
+        "--backend",
+        arguments.backend,
+        "--rounds",
+        str(arguments.rounds),
+        "--tasks",
+        *map(str, arguments.tasks),
+    ]
     found = subprocess.run(
         [*launch, "--nproc-per-node", str(arguments.processes), *own],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
