@@ -97,8 +97,8 @@ def _departures(budget: Budget) -> list[str]:
         "The functions and their ranges are the paper's; its released code has others (no factor 0.1, ranges of "
         "frequency and phase exchanged, an extra π in Alpine).",
         "The paper's forward solver is dopri5 and its costate is integrated by Heun; ours are rk4 steps of 0.05 "
-        "and their exact transpose. Steps of 0.2, enough at a random initialisation, are not once training has made the "
-        "losses steep: after 500 meta-steps A-MAML then ends at 0.24 in place of 0.12.",
+        "and their exact transpose. Steps of 0.2, enough at a random initialisation, are not once training has made "
+        "the losses steep: after 500 meta-steps A-MAML then ends at 0.24 in place of 0.12.",
         "iMAML has the proximal term in every inner step, as in its paper; the released code's variant is another.",
         "The loss is half the mean square error, as in the released code, so that steps of 0.01 are the same.",
         "The paper's MAML takes a tenth of the others' steps; with as many it is listed as a method of its own.",
