@@ -233,7 +233,8 @@ class MetaLearner(nn.Module):
 
     def support_problem(self, support: Batch) -> Problem:
         """Return the support losses of a task batch as functions of φ, for an inner solve of one's own."""
-        return self._curvature.fit(lambda: self._problem(support)[0], support)
+        with twice_differentiable():
+            return self._curvature.fit(lambda: self._problem(support)[0], support)
 
     def _problem(self, support: Batch, query: Batch | None = None) -> tuple[Problem, Tensor]:
         check_module(self.model)

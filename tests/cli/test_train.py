@@ -154,7 +154,7 @@ def test_every_method_trains_on_every_embedded_experiment(call, tmp_path, experi
     assert found["test"]["tasks"] == (5 if experiment == "ratings-toy" else 3)
     hvps = found["n_hvp_per_meta_step"]
     assert hvps == 0 if method in ("fomaml", "reptile") else hvps >= 3
-    expected = {"config.yaml", "metrics.jsonl", "checkpoint.pt", "summary.json", "curves.png"}
+    expected = {"config.yaml", "metrics.jsonl", "checkpoint.pt", "summary.json", "outcomes.json", "curves.png"}
     expected |= set() if experiment == "ratings-toy" else {"adaptation.png"}
     assert {path.name for path in out.iterdir()} - {"events"} == expected
     losses = [record["loss"] for record in read_metrics(out / "metrics.jsonl")]
