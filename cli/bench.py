@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
 from .options import json_option
-from .progress import PLAIN_INTERVAL
+from .progress import counted
 
 out_option = click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where the results go.")
 device_option = click.option("--device", default="auto", metavar="auto|cpu|cuda", help="Where to compute.")
@@ -44,7 +40,7 @@ def solvers(budget: str, out: Path | None, as_json: bool) -> None:
     steps = work_precision.meta_steps(budget)
     with progress(steps) as observe:
         work_precision.train(budget, folder, observe)
-    with _progress() as show:
+    with counted() as show:
         result = work_precision.study(budget, folder, observe=show)
     if as_json:
         click.echo(json.dumps(result))
@@ -79,7 +75,7 @@ def tables(out: Path | None, as_json: bool) -> None:
     from .tables import show_table
 
     folder = out or Path("runs/bench-tables")
-    with _progress() as show:
+    with counted() as show:
         result = appendix.study(folder, observe=show)
     if as_json:
         click.echo(json.dumps(result))
@@ -112,7 +108,7 @@ def meta_gradient(budget: str, device: str, threads: int, out: Path | None, as_j
     from .tables import show_table
 
     folder = out or Path("runs/bench-meta-gradient")
-    with _progress() as show:
+    with counted() as show:
         result = meta_gradient.study(budget, folder, device=device, threads=threads, observe=show)
     if as_json:
         click.echo(json.dumps(result))
@@ -141,7 +137,7 @@ def limit(budget: str, device: str, threads: int, out: Path | None, as_json: boo
     from .tables import show_table
 
     folder = out or Path("runs/bench-limit")
-    with _progress() as show:
+    with counted() as show:
         result = limit.study(budget, folder, device=device, threads=threads, observe=show)
     if as_json:
         click.echo(json.dumps(result))
@@ -171,7 +167,7 @@ def decoder(budget: str, device: str, threads: int, out: Path | None, as_json: b
     from .tables import show_table
 
     folder = out or Path("runs/bench-decoder")
-    with _progress() as show:
+    with counted() as show:
         result = decoder.study(budget, folder, device=device, threads=threads, observe=show)
     if as_json:
         click.echo(json.dumps(result))
@@ -181,30 +177,3 @@ def decoder(budget: str, device: str, threads: int, out: Path | None, as_json: b
         click.echo()
     click.echo("\n".join([decoder_report.headline(result), *result["notes"]]))
     click.echo(f"See decoder.md and decoder.json in {folder}")
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int, str], None]]:
-    """Yield a function that shows how far a study is: a bar on a terminal, plain lines elsewhere; always on stderr."""
-    if not sys.stderr.isatty():
-        yield _plain()
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)
-
-
-def _plain() -> Callable[[int, int, str], None]:
-    shown = [0.0]
-
-    def show(done: int, total: int, what: str) -> None:
-        now = time.monotonic()
-        if now - shown[0] >= PLAIN_INTERVAL or done == total:
-            shown[0] = now
-            print(f"{done}/{total}  {what}", file=sys.stderr, flush=True)
-
-    return show

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from .options import data_dir_option, json_option
+from .options import data_dir_option, data_dir_words, json_option
 from .studies import long_work, show_report
 
 jobs_option = click.option("--jobs", type=int, metavar="N", help="Processes at once; else one a core, up to 8.")
@@ -58,16 +58,17 @@ def command(
     planned = comparison.jobs(experiment, methods, range(seeds), keys, folder)
     identity = {"command": "compare", "experiment": experiment, "methods": list(methods), "seeds": seeds, "keys": keys}
     claim(folder, identity)
-    again = _command(experiment, names, seeds, assignments, folder)
+    again = shlex.join(
+        [
+            *("adjoint-meta", "compare", experiment, "--methods", names, "--seeds", str(seeds)),
+            *(word for assignment in assignments for word in ("--set", assignment)),
+            *(() if device is None else ("--device", device)),
+            *("--out", str(folder)),
+            *data_dir_words(data_dir),
+        ]
+    )
     with long_work(again) as (show, stop):
         finished = work(planned, processes=processes(jobs, device), data_dir=data_dir, observe=show, should_stop=stop)
     setting = {"meta-steps": planned[0].config.meta_steps, "seeds": seeds, "methods": ", ".join(methods)}
     report = comparison_report.report(experiment, comparison.Comparison.of(finished), range(seeds), setting)
     show_report(report, write(report, folder, again), folder, as_json)
-
-
-def _command(experiment: str, names: str, seeds: int, assignments: tuple[str, ...], out: Path) -> str:
-    words = ["adjoint-meta", "compare", experiment, "--methods", names, "--seeds", str(seeds)]
-    for assignment in assignments:
-        words += ["--set", assignment]
-    return shlex.join([*words, "--out", str(out)])

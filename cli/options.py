@@ -21,6 +21,12 @@ data_dir_option = click.option(
     help="Where data sets lie; else ADJOINT_META_DATA, else the user's cache.",
 )
 
+
+def data_dir_words(data_dir: Path | None) -> list[str]:
+    """Return the option as it was given, for a command that goes on."""
+    return [] if data_dir is None else ["--data-dir", str(data_dir)]
+
+
 _CONFIGURATION = (
     click.argument("experiment", required=False),
     click.option("--method", metavar="NAME", help="adjoint, imaml, maml, fomaml or reptile."),

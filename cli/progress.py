@@ -1,4 +1,4 @@
-"""Progress of a run: a bar with rate and time left on a terminal, plain lines elsewhere; always on stderr."""
+"""Progress of a run or a study: a bar with rate and time left on a terminal, else plain lines; always on stderr."""
 
 from __future__ import annotations
 
@@ -78,3 +78,42 @@ def _figures(record: dict[str, Any]) -> str:
         return f"skipped: {record['skipped']}"
     validation = f"  validation {record['validation']:.4f}" if "validation" in record else ""
     return f"loss {record['loss']:.4f}  gradient {record['grad_norm']:.3g}{validation}"
+
+
+@contextmanager
+def counted() -> Iterator[Callable[[int, int, str], None]]:
+    """Yield a function that shows how far long work is: (done, of how many, what is at hand)."""
+    if not sys.stderr.isatty():
+        yield _lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)
+
+
+def _lines() -> Callable[[int, int, str], None]:
+    first: list[tuple[float, int]] = []
+    shown = [0.0]
+
+    def show(done: int, total: int, what: str) -> None:
+        now = time.monotonic()
+        first[:] = first or [(now, done)]
+        if now - shown[0] < PLAIN_INTERVAL and done != total:
+            return
+        shown[0] = now
+        began, at = first[0]
+        left = f"  {(now - began) / (done - at) * (total - done):.0f} s left" if done > at else ""
+        print(f"{done}/{total}  {what}{left}", file=sys.stderr, flush=True)
+
+    return show

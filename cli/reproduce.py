@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from .compare import jobs_option
-from .options import data_dir_option, json_option
+from .options import data_dir_option, data_dir_words, json_option
 from .studies import long_work, show_report
 
 
@@ -39,7 +39,8 @@ def command(
     count = processes(jobs, device)
     folder = out or Path("runs") / f"{study}-{budget}"
     claim(folder, {"command": "reproduce", "study": study, "budget": budget})
-    again = shlex.join(["adjoint-meta", "reproduce", study, "--budget", budget, "--out", str(folder)])
+    words = ["adjoint-meta", "reproduce", study, "--budget", budget, "--device", device, "--out", str(folder)]
+    again = shlex.join([*words, *data_dir_words(data_dir)])
     with long_work(again) as (show, stop):
         report = chosen.run(Setting(budget, folder, data_dir, count, device, show, stop))
     show_report(report, write(report, folder, again), folder, as_json)

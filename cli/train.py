@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import shlex
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from .interrupt import stop_on_signal
 from .options import Asked, configuration_options, json_option
 from .processes import several_processes
 
@@ -48,9 +47,12 @@ def command(world: World, asked: Asked, out: Path | None, resume: bool, as_json:
         if world.leads:
             click.echo(message, err=True)
 
+    def stopping() -> None:
+        say("Stopping after this meta-step; again to stop at once.")
+
     shown = progress(config.meta_steps) if world.leads else nullcontext(lambda record: None)
     try:
-        with shown as observe, _stop_on_signal(say) as stop:
+        with shown as observe, stop_on_signal(stopping) as stop:
             fitted = fit(
                 config,
                 directory,
@@ -95,25 +97,6 @@ def _continued(directory: RunDirectory, asked: Asked) -> RunConfig:
         if given is not None and given != own:
             raise click.UsageError(f"{directory.path} holds a run of {what} {own!r}, not {given!r}")
     return directory.continued(asked.keys)
-
-
-@contextmanager
-def _stop_on_signal(say: Callable[[str], None]) -> Iterator[Any]:
-    """Turn the first Ctrl-C or SIGTERM into a wish to stop after the meta-step; a second one stops at once."""
-    wishes: list[int] = []
-
-    def handle(number: int, frame: object) -> None:
-        wishes.append(number)
-        for each, handler in before.items():
-            signal.signal(each, handler)
-        say("Stopping after this meta-step; again to stop at once.")
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(wishes)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _show(config: RunConfig, directory: RunDirectory, summary: dict[str, Any]) -> None:

@@ -130,8 +130,7 @@ class Comparison:
 
     def seconds(self, method: str) -> float:
         """Return seconds a meta-step, without what compiling took once, averaged over seeds."""
-        runs = [each.summary for each in self.runs[method]]
-        return float(np.mean([(each["seconds"] - each["compile_seconds"]) / each["meta_steps"] for each in runs]))
+        return float(np.mean([_seconds(each) for each in self.runs[method]]))
 
     @property
     def best(self) -> str:
@@ -183,10 +182,15 @@ class Comparison:
                             self.metric: of.mean,
                             "ci95": of.half,
                             "tasks": len(each.outcomes[when]),
-                            "seconds_per_meta_step": each.summary["seconds_per_meta_step"],
+                            "seconds_per_meta_step": _seconds(each),
                             "n_grad_per_meta_step": each.summary["n_grad_per_meta_step"],
                             "n_hvp_per_meta_step": each.summary["n_hvp_per_meta_step"],
                             "peak_memory_bytes": each.summary["peak_memory_bytes"],
                         }
                     )
         return found
+
+
+def _seconds(run: Finished) -> float:
+    found = run.summary
+    return float((found["seconds"] - found["compile_seconds"]) / found["meta_steps"])

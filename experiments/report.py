@@ -7,6 +7,7 @@ import csv
 import html
 import io
 import json
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -87,7 +88,7 @@ def write(report: Report, out: Path, command: str) -> dict[str, Any]:
         "title": report.title,
         "command": command,
         "findings": list(report.findings),
-        "records": [dict(record) for record in report.records],
+        "records": [{key: _standard(value) for key, value in record.items()} for record in report.records],
         "departures": list(report.departures),
         "setting": dict(report.setting),
         "environment": environment(),
@@ -97,6 +98,11 @@ def write(report: Report, out: Path, command: str) -> dict[str, Any]:
     write_atomically(out / "report.html", page(report, command))
     write_atomically(out / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
     return results
+
+
+def _standard(value: Any) -> Any:
+    """Return a value that JSON has: not infinity, nor what no number is."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def environment() -> dict[str, str]:

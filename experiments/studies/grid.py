@@ -62,7 +62,7 @@ def methods(steps: int, short: int, solver_steps: int, *, inner_lr: float = 0.01
         "A-MAML": {"name": "adjoint", "horizon": steps * inner_lr, "solver": "rk4", "steps": solver_steps},
         "iMAML": {"name": "imaml", **descent, "proximal": 1.0, "cg_steps": 5},
         "MAML": {"name": "maml", "steps": short, "inner_lr": inner_lr},
-        f"MAML ({steps})": {"name": "maml", **descent},
         "FOMAML": {"name": "fomaml", **descent},
         "Reptile": {"name": "reptile", **descent},
+        f"MAML ({steps})": {"name": "maml", **descent},
     }

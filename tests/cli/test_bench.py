@@ -1,13 +1,11 @@
 """`bench`: a tiny study through the real door, and what it leaves behind."""
 
 import json
-import sys
 from dataclasses import replace
+from functools import partial
 
 import pytest
-import torch
 
-from adjoint_meta.cli import main as door
 from adjoint_meta.experiments.studies import appendix, sweeps, work_precision
 
 TINY = sweeps.Budget(
@@ -16,24 +14,12 @@ TINY = sweeps.Budget(
 )  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def float32(float64):
-    """As in a process of one's own."""
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float32")
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["adjoint-meta", "bench", *map(str, arguments)])
-        try:
-            door.main()
-            code = 0
-        except SystemExit as stopped:
-            code = stopped.code or 0
-        return code, *capsys.readouterr()
-
-    return run
+def call(invoke):
+    return partial(invoke, "bench")
 
 
 @pytest.fixture

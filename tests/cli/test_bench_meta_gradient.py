@@ -1,13 +1,12 @@
 """`bench meta-gradient` and `bench limit`: tiny studies through the real door, each contestant in its own process."""
 
 import json
-import sys
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
-from adjoint_meta.cli import main as door
 from adjoint_meta.experiments.studies import decoder, limit, meta_gradient
 from adjoint_meta.experiments.studies.contestants import CONTESTANTS, DEEP, REFERENCES, missing
 from adjoint_meta.experiments.studies.fresh_process import FreshProcess, Job
@@ -23,24 +22,12 @@ TINY = meta_gradient.Budget(
 )  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def float32(float64):
-    """As in a process of one's own."""
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float32")
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["adjoint-meta", "bench", *map(str, arguments)])
-        try:
-            door.main()
-            code = 0
-        except SystemExit as stopped:
-            code = stopped.code or 0
-        return code, *capsys.readouterr()
-
-    return run
+def call(invoke):
+    return partial(invoke, "bench")
 
 
 def test_meta_gradient_leaves_numbers_tables_and_pictures(call, monkeypatch, tmp_path):

@@ -1,12 +1,10 @@
 """`check-grad`: every method against exact reverse mode, and that it can fail."""
 
 import json
-import sys
 
 import pytest
 import torch
 
-from adjoint_meta.cli import main as door
 from adjoint_meta.experiments.config import METHODS
 from adjoint_meta.meta_gradients.adjoint import Flow
 from adjoint_meta.solvers import TABLEAUS
@@ -15,16 +13,10 @@ FEW = ("tasks_per_step=2", "model.width=4", "task.train_tasks=3", "task.test_tas
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
+def call(invoke):
     def run(*arguments, few=FEW):
         settings = [part for assignment in few for part in ("--set", assignment)]
-        monkeypatch.setattr(sys, "argv", ["adjoint-meta", "check-grad", *arguments, *settings])
-        try:
-            door.main()
-            code = 0
-        except SystemExit as stopped:
-            code = stopped.code or 0
-        return code, *capsys.readouterr()
+        return invoke("check-grad", *arguments, *settings)
 
     return run
 

@@ -1,27 +1,17 @@
 import json
 import platform
-import sys
+from functools import partial
 
 import pytest
 import torch
 
 import adjoint_meta
-from adjoint_meta.cli import main as door
 from adjoint_meta.experiments import diagnosis
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["adjoint-meta", "doctor", *arguments])
-        try:
-            door.main()
-            code = 0
-        except SystemExit as stopped:
-            code = stopped.code or 0
-        return code, *capsys.readouterr()
-
-    return run
+def call(invoke):
+    return partial(invoke, "doctor")
 
 
 def test_json_has_versions_devices_data_and_the_check(call, monkeypatch, tmp_path):

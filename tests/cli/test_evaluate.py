@@ -1,26 +1,16 @@
 import json
-import sys
+from functools import partial
 
 import pytest
 
-from adjoint_meta.cli import main as door
 from adjoint_meta.experiments.registry import resolve
 from adjoint_meta.experiments.run import train
 from adjoint_meta.experiments.run_directory import RunDirectory
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["adjoint-meta", "evaluate", *map(str, arguments)])
-        try:
-            door.main()
-            code = 0
-        except SystemExit as stopped:
-            code = stopped.code or 0
-        return code, *capsys.readouterr()
-
-    return run
+def call(invoke):
+    return partial(invoke, "evaluate")
 
 
 @pytest.fixture(scope="module")

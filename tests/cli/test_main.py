@@ -10,25 +10,13 @@ import pytest
 import torch
 
 import adjoint_meta
-from adjoint_meta.cli import main as door
 
 COMMANDS = ("train", "evaluate", "list", "data", "check-grad", "doctor")
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
-    """Run the command line in this process; returns the exit code, stdout and stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["adjoint-meta", *map(str, arguments)])
-        try:
-            door.main()
-            code = 0
-        except SystemExit as stopped:
-            code = stopped.code or 0
-        return code, *capsys.readouterr()
-
-    return run
+def call(invoke):
+    return invoke
 
 
 def start(root, *arguments, options=(), **others):

@@ -3,14 +3,13 @@
 import csv
 import json
 import os
-import sys
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import torch
 
-from adjoint_meta.cli import main as door
 from adjoint_meta.experiments.run_directory import read_metrics
 from adjoint_meta.experiments.studies import figure2, ratings_tables
 from adjoint_meta.experiments.studies.published_curves import COLUMNS_CF, EPOCHS_2, FIGURE_2, TABLES_CF
@@ -18,24 +17,12 @@ from adjoint_meta.experiments.studies.published_curves import COLUMNS_CF, EPOCHS
 DATA = os.environ.get("ADJOINT_META_DATA", "")
 
 
-@pytest.fixture(autouse=True)
-def float32(float64):
-    """As in a process of one's own."""
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float32")
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["adjoint-meta", "reproduce", *map(str, arguments)])
-        try:
-            door.main()
-            code = 0
-        except SystemExit as stopped:
-            code = stopped.code or 0
-        return code, *capsys.readouterr()
-
-    return run
+def call(invoke):
+    return partial(invoke, "reproduce")
 
 
 def check_files(out, pictures):

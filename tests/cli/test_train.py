@@ -16,7 +16,6 @@ import torch
 import yaml
 
 from adjoint_meta import checkpoint
-from adjoint_meta.cli import main as door
 from adjoint_meta.experiments import run as runs
 from adjoint_meta.experiments.config import METHODS
 from adjoint_meta.experiments.run_directory import RunDirectory, read_metrics
@@ -37,25 +36,14 @@ STATEFUL = (
 )
 
 
-@pytest.fixture(autouse=True)
-def float32(float64):
-    """As in a process of one's own."""
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float32")
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
-    """Run `adjoint-meta train` in this process; returns the exit code, stdout and stderr."""
-
+def call(invoke):
     def run(*arguments, settings=()):
         assigned = [part for setting in settings for part in ("--set", setting)]
-        monkeypatch.setattr(sys, "argv", ["adjoint-meta", "train", *map(str, arguments), *assigned])
-        try:
-            door.main()
-            code = 0
-        except SystemExit as stopped:
-            code = stopped.code or 0
-        return code, *capsys.readouterr()
+        return invoke("train", *arguments, *assigned)
 
     return run
 
