@@ -16,7 +16,7 @@ if (_ROOT / "setup.cfg").is_file() and str(_ROOT) not in __path__:
 if TYPE_CHECKING:
     from .hessian import HessianOperator, hvp
     from .learner import MetaLearner
-    from .meta_gradients import FOMAML, MAML, AdjointMAML, ImplicitMAML, MetaGradient, Method, Reptile
+    from .meta_gradients import ANIL, FOMAML, MAML, AdjointMAML, ImplicitMAML, MetaGradient, Method, Reptile
     from .solvers.solution import SolverError
     from .tasks import Batch, StackedTasks, TaskBatch, TaskSource
 
@@ -24,13 +24,14 @@ if TYPE_CHECKING:
 _HOMES = {
     "hessian": ("HessianOperator", "hvp"),
     "learner": ("MetaLearner",),
-    "meta_gradients": ("FOMAML", "MAML", "AdjointMAML", "ImplicitMAML", "MetaGradient", "Method", "Reptile"),
+    "meta_gradients": ("ANIL", "FOMAML", "MAML", "AdjointMAML", "ImplicitMAML", "MetaGradient", "Method", "Reptile"),
     "tasks": ("Batch", "StackedTasks", "TaskBatch", "TaskSource"),
     "solvers.solution": ("SolverError",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "ANIL",
     "FOMAML",
     "MAML",
     "AdjointMAML",

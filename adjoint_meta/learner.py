@@ -93,6 +93,11 @@ class MetaLearner(nn.Module):
                 f"{type(method).__name__} has no gradient for shared parameters; adapt all of them, or freeze the "
                 "others with requires_grad_(False)"
             )
+        if method.partial and not self._rows.psi.names:
+            raise ValueError(
+                f"{type(method).__name__} adapts a part of the parameters and shares the others; say which adapt, such "
+                'as adapt="head.*"'
+            )
         like = next(p for p in model.parameters() if p.requires_grad)
         check_autocast(autocast, like)
         self._batched = BatchedModel(model, loss, self._rows, remat, autocast, self.engine.choose)

@@ -46,6 +46,7 @@ class TrainingPlan:
         validate_every: meta-steps between validations; 0 never validates.
         patience: validations without improvement after which training stops; ``None`` never stops early.
         max_skipped: consecutive meta-steps without a finite meta-gradient after which the run fails.
+        larger_is_better: of the validation value.
 
     Raises:
         ValueError, TypeError: for an argument out of range.
@@ -56,6 +57,7 @@ class TrainingPlan:
     validate_every: int = 0
     patience: int | None = None
     max_skipped: int = 10
+    larger_is_better: bool = False
 
     def __post_init__(self) -> None:
         checks.count("meta_steps", self.meta_steps)
@@ -78,7 +80,7 @@ class Progress:
         skipped: meta-steps whose gradient was not finite, in all and in a row.
         n_grad, n_hvp: batched evaluations so far, of this process.
         seconds: time spent in meta-steps so far.
-        best: smallest validation value, and its meta-step.
+        best: best validation value, and its meta-step.
         stale: validations since then.
     """
 
@@ -102,7 +104,7 @@ class Trainer:
         schedule: the tasks of each meta-step; of several processes, each one's share (`TaskSource.meta_batch`).
         plan: how long, and what to watch.
         scheduler: any torch scheduler, stepped once a meta-step.
-        validate: returns the value that early stopping watches, the same on every process; smaller is better.
+        validate: returns the value that early stopping watches, the same on every process.
         observe: called with a record after each meta-step: step, loss, grad_norm, and validation where there was one.
         world: the processes that train together; their meta-steps are those that one would take with all the tasks.
     """
@@ -217,13 +219,14 @@ class Trainer:
     def _validate(self) -> float:
         if self.validate is None:
             raise ValueError("there is nothing to validate with; pass validate=")
-        progress = self.progress
+        progress, worst = self.progress, -math.inf if self.plan.larger_is_better else math.inf
         try:
             value = self.validate()
         except SolverError:
-            value = math.inf
-        value = value if math.isfinite(value) else math.inf
-        if value < (math.inf if progress.best is None else progress.best):
+            value = worst
+        value = value if math.isfinite(value) else worst
+        best = worst if progress.best is None else progress.best
+        if (value > best) if self.plan.larger_is_better else (value < best):
             progress.best, progress.best_step, progress.stale = value, progress.step, 0
             self.best_state = {name: tensor.clone() for name, tensor in self.learner.state_dict().items()}
         else:

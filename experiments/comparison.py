@@ -16,7 +16,7 @@ from adjoint_meta.solvers import checks
 from .config import METHODS
 from .crew import Finished, Job
 from .registry import resolve
-from .statistics import Interval, Values, interval, order, wilcoxon
+from .statistics import Interval, Ordering, Values, interval, order, wilcoxon
 
 
 def parse_methods(text: str) -> dict[str, dict[str, Any]]:
@@ -92,9 +92,14 @@ class Comparison:
 
     @property
     def metric(self) -> str:
-        """What is measured; smaller is better."""
+        """What is measured."""
         metric: str = self._first.outcomes["metric"]
         return metric
+
+    @property
+    def larger_is_better(self) -> bool:
+        """Whether larger values of the metric are better."""
+        return bool(self._first.outcomes["larger_is_better"])
 
     @property
     def units(self) -> dict[str, float]:
@@ -134,17 +139,20 @@ class Comparison:
 
     @property
     def best(self) -> str:
-        """The method with the smallest mean after adaptation."""
-        return order({name: self.values(name) for name in self.runs}).names[0]
+        """The method with the best mean after adaptation."""
+        return self._order("after").names[0]
 
     def ordering(self, when: str = "after") -> str:
         """Return which method is best, and which cannot be told from it."""
-        return order({name: self.values(name, when) for name in self.runs}).sentence()
+        return self._order(when).sentence()
+
+    def _order(self, when: str) -> Ordering:
+        return order({name: self.values(name, when) for name in self.runs}, self.larger_is_better)
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Return the figures that everyone asks for: columns, and a row a method, best first."""
         after = {name: self.values(name) for name in self.runs}
-        ranked = order(after)
+        ranked = self._order("after")
         p = dict(zip(ranked.names[1:], ranked.p, strict=True))
         columns = ["", "before", "after", "p against best", "s / meta-step", "gradients + HVPs", "peak MiB"]
         rows = []

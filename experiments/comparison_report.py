@@ -33,7 +33,7 @@ def report(experiment: str, comparison: Comparison, seeds: Sequence[int], settin
         title=f"Methods compared on {experiment}",
         question=(
             "Every method took the same number of meta-steps over the same tasks in the same order, from the same "
-            "initialisation. Smaller is better."
+            f"initialisation. {'Larger' if comparison.larger_is_better else 'Smaller'} is better."
         ),
         findings=[comparison.ordering(), TEST],
         parts=[Table(unit, columns, rows, note), picture(comparison, experiment)],

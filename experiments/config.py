@@ -11,8 +11,11 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
-from adjoint_meta.meta_gradients import FOMAML, MAML, AdjointMAML, ImplicitMAML, Method, Reptile
+from adjoint_meta.meta_gradients import ANIL, FOMAML, MAML, AdjointMAML, ImplicitMAML, Method, Reptile
 from adjoint_meta.solvers import checks
+
+from .conv_nets import Conv4, ResNet12
+from .models import MLP, Imported, Network
 
 METHODS: dict[str, type[Method]] = {
     "adjoint": AdjointMAML,
@@ -20,7 +23,10 @@ METHODS: dict[str, type[Method]] = {
     "maml": MAML,
     "fomaml": FOMAML,
     "reptile": Reptile,
+    "anil": ANIL,
 }
+
+NETWORKS: dict[str, type[Network]] = {"mlp": MLP, "conv4": Conv4, "resnet12": ResNet12}
 
 T = TypeVar("T")
 
@@ -42,14 +48,6 @@ class Section(BaseModel):
     """A part of the configuration: unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ModelConfig(Section):
-    """The network: fully connected, ``width`` × ``depth`` hidden units."""
-
-    width: Whole = Field(default=32, ge=1)
-    depth: Whole = Field(default=2, ge=0)
-    activation: str = "tanh"
 
 
 class OptimizerConfig(Section):
@@ -88,13 +86,14 @@ class RunConfig(Section):
     experiment: str
     method: dict[str, Any]
     task: dict[str, Any] = {}
-    model: ModelConfig = ModelConfig()
+    model: dict[str, Any] = {}
     adapt: list[str] | None = None
     mode: str = "reverse_over_reverse"
     chunk_size: Whole | None = Field(default=None, ge=1)
     point_chunk: Whole | None = Field(default=None, ge=1)
     autocast: Literal["bfloat16", "float16"] | None = None
     backend: str = "auto"
+    remat: list[str] = []
     meta_steps: Whole = Field(default=1000, ge=1)
     tasks_per_step: Whole = Field(default=5, ge=1)
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -117,6 +116,22 @@ class RunConfig(Section):
         name = checks.one_of("method", str(self.method.get("name")), METHODS)
         options = {key: value for key, value in self.method.items() if key != "name"}
         return build_dataclass(METHODS[name], options, "method")
+
+    def build_network(self) -> Network:
+        """Return the description of the network, which `Network.build` makes into a module.
+
+        Raises:
+            ValueError: if the name or an option is unknown or out of range.
+        """
+        name = str(self.model.get("name", "mlp"))
+        options = {key: value for key, value in self.model.items() if key != "name"}
+        if ":" in name:
+            return build_dataclass(Imported, self.model, "model")
+        if name not in NETWORKS:
+            raise ValueError(
+                f"unknown model {name!r}; {checks.nearest(name, NETWORKS)}; one's own is package.module:function"
+            )
+        return build_dataclass(NETWORKS[name], options, "model")
 
     def dump(self) -> str:
         """Return the configuration as YAML that trains the same run again."""
@@ -198,8 +213,8 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
         except yaml.YAMLError as error:
             raise ValueError(f"--set {key}: the value {value!r} is not valid YAML") from error
         *path, last = key.strip().split(".")
-        if [*path, last] == ["method"] and isinstance(parsed, str):
-            path, last = ["method"], "name"
+        if [*path, last] in (["method"], ["model"]) and isinstance(parsed, str):
+            path, last = [last], "name"
         place = nested
         for part in path:
             place = place.setdefault(part, {})
@@ -212,7 +227,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``base`` with the values of ``over``, mappings merged key by key.
 
-    Options of a method do not carry over to another: a ``method`` of another name replaces the whole section.
+    Options of a method or a model do not carry over to another: one of another name replaces the whole section.
     """
     merged = dict(base)
     for key, value in over.items():
@@ -220,7 +235,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         if (
             isinstance(below, Mapping)
             and isinstance(value, Mapping)
-            and not (key == "method" and _differ(below, value))
+            and not (key in ("method", "model") and _differ(below, value))
         ):
             value = merge(below, value)
         merged[key] = value
@@ -264,5 +279,6 @@ def _keys_at(path: list[str]) -> list[str]:
 
 
 def long_form(raw: dict[str, Any]) -> dict[str, Any]:
-    """Return ``method: maml`` as ``method: {name: maml}``, to which options can be added."""
-    return {**raw, "method": {"name": raw["method"]}} if isinstance(raw.get("method"), str) else raw
+    """Return ``method: maml`` as ``method: {name: maml}``, to which options can be added; likewise the model."""
+    short = {key: {"name": raw[key]} for key in ("method", "model") if isinstance(raw.get(key), str)}
+    return {**raw, **short}

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from adjoint_meta.evaluation import Evaluation
 
+from .experiment import Experiment
 from .prepare import Prepared
-from .registry import Experiment
 from .regression import Scene
 
 # Okabe and Ito's palette, told apart by every kind of colour vision.
@@ -118,7 +118,8 @@ def _before_after(axes: Axes, result: Evaluation, experiment: Experiment) -> Non
     label = f"RMSE ({unit})" if experiment.units else experiment.metric
     before, after = (values.double().cpu().numpy() * factor for values in (result.before, result.after))
     for low, high in zip(before, after, strict=True):
-        axes.plot([0, 1], [low, high], color=GREEN if high < low else RED, alpha=0.18, linewidth=0.8)
+        better = high > low if experiment.larger_is_better else high < low
+        axes.plot([0, 1], [low, high], color=GREEN if better else RED, alpha=0.18, linewidth=0.8)
     means = [before.mean(), after.mean()]
     interval = [1.96 * v.std(ddof=1) / len(v) ** 0.5 if len(v) > 1 else 0.0 for v in (before, after)]
     axes.errorbar([0, 1], means, yerr=interval, color="black", marker="o", linewidth=2, capsize=4, zorder=3)

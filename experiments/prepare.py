@@ -13,7 +13,9 @@ from adjoint_meta.solvers import checks
 from adjoint_meta.tasks import TaskBatch
 
 from .config import RunConfig
-from .registry import Experiment, build
+from .experiment import Experiment
+from .models import head
+from .registry import build
 
 
 @dataclass(frozen=True)
@@ -42,16 +44,18 @@ def prepare(config: RunConfig, data_dir: Path | None = None, world: World = ALON
     device = choose_device(config.device, world)
     dtype = getattr(torch, config.dtype)
     experiment = build(config, data_dir)
+    method = config.build_method()
     learner = MetaLearner(
         experiment.model.to(device, dtype),
         experiment.loss,
-        config.build_method(),
-        adapt=config.adapt,
+        method,
+        adapt=head(experiment.model) if method.partial and config.adapt is None else config.adapt,
         mode=config.mode,
         chunk_size=config.chunk_size,
         point_chunk=config.point_chunk,
         autocast=None if config.autocast is None else getattr(torch, config.autocast),
         backend=config.backend,
+        remat=config.remat,
     )
     return Prepared(config, experiment, learner, device, dtype, world)
 

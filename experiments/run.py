@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from adjoint_meta import checkpoint
 from adjoint_meta.distributed import ALONE, World
@@ -151,6 +152,8 @@ def _trainer(prepared: Prepared) -> Trainer:
         )
     check_outer(config)
     optimizer, scheduler = build_outer(config, list(learner.parameters()))
+    if isinstance(scheduler, ReduceLROnPlateau) and experiment.larger_is_better and scheduler.mode == "min":
+        raise ValueError(f"{experiment.metric} is to grow; set scheduler.options.mode=max")
     if config.validation.patience and not config.validation.every:
         raise ValueError("validation.patience counts validations; set validation.every too")
     if config.validation.every and experiment.validation is None:
@@ -170,7 +173,12 @@ def _trainer(prepared: Prepared) -> Trainer:
         return prepared.place(experiment.train.meta_batch(step, tasks, config.seed, world.share(tasks)))
 
     plan = TrainingPlan(
-        config.meta_steps, config.clip_norm, config.validation.every, config.validation.patience, config.max_skipped
+        config.meta_steps,
+        config.clip_norm,
+        config.validation.every,
+        config.validation.patience,
+        config.max_skipped,
+        experiment.larger_is_better,
     )
     return Trainer(learner, optimizer, schedule, plan, scheduler=scheduler, validate=validate, world=world)
 

@@ -75,15 +75,17 @@ TEST = (
 
 @dataclass(frozen=True)
 class Ordering:
-    """Methods from the best (smallest mean) on, and how sure one is that the best is better.
+    """Methods from the best mean on, and how sure one is that the best is better.
 
     Args:
         names: best first.
         p: of the best against each of the others, Holm-adjusted, in the order of ``names[1:]``.
+        larger: whether larger is better.
     """
 
     names: list[str]
     p: list[float]
+    larger: bool = False
 
     @property
     def tied(self) -> list[str]:
@@ -99,13 +101,18 @@ class Ordering:
         if not self.tied:
             return f"{best} is best, ahead of {_and(behind)} (largest p = {max(self.p):.2g})."
         ahead = f" and ahead of {_and(behind)}" if behind else ""
-        return f"{best} has the smallest mean, not told apart from {_and(self.tied)}{ahead}."
+        extreme = "largest" if self.larger else "smallest"
+        return f"{best} has the {extreme} mean, not told apart from {_and(self.tied)}{ahead}."
 
 
-def order(values: Mapping[str, Values]) -> Ordering:
-    """Order methods by their means ``[seeds, tasks]``, and test the best against the others."""
-    names = sorted(values, key=lambda name: float(values[name].mean()))
-    return Ordering(names, holm([wilcoxon(values[names[0]], values[name]) for name in names[1:]]))
+def order(values: Mapping[str, Values], larger: bool = False) -> Ordering:
+    """Order methods by their means ``[seeds, tasks]``, and test the best against the others.
+
+    Args:
+        larger: whether larger is better.
+    """
+    names = sorted(values, key=lambda name: float(values[name].mean()), reverse=larger)
+    return Ordering(names, holm([wilcoxon(values[names[0]], values[name]) for name in names[1:]]), larger)
 
 
 def _and(names: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adjoint_meta.evaluation import Evaluation
 
-from .registry import Experiment
+from .experiment import Experiment
 
 
 def figures(experiment: Experiment, result: Evaluation) -> dict[str, Any]:
@@ -32,6 +32,7 @@ def outcomes(experiment: Experiment, result: Evaluation, adam: Sequence[tuple[in
     tasks = len(result.after)
     return {
         "metric": experiment.metric,
+        "larger_is_better": experiment.larger_is_better,
         "units": dict(experiment.units),
         "before": _values(result.before),
         "after": _values(result.after),
@@ -55,17 +56,16 @@ def verdict(experiment: Experiment, result: Evaluation) -> str:
         return f"{float(value.mean()) * factor:.3f}"
 
     after = result.after.double().cpu()
-    text = [
-        f"Adaptation {_compare(after, result.before.double().cpu(), 'lowers', 'raises', 'does not clearly change')} "
-        f"the error: {shown(result.before)} before, {shown(result.after)} after ({unit})."
-    ]
+    effect = _compare(after, result.before.double().cpu(), "lowers", "raises", "does not clearly change")
+    what = f"the {experiment.metric}" if experiment.larger_is_better else "the error"
+    text = [f"Adaptation {effect} {what}: {shown(result.before)} before, {shown(result.after)} after ({unit})."]
     for name, values in experiment.baselines.items():
         other = values[: len(after)].double()
         label = name.replace("_", "-")
-        text.append(
-            f"The {label} baseline ({shown(other)}) "
-            f"{_compare(after, other, 'is beaten', 'WINS', 'cannot be told from the method on these tasks')}."
-        )
+        outcome = "WINS", "is beaten"
+        lower, higher = outcome if experiment.larger_is_better else outcome[::-1]
+        found = _compare(after, other, lower, higher, "cannot be told from the method on these tasks")
+        text.append(f"The {label} baseline ({shown(other)}) {found}.")
     return " ".join(text)
 
 

@@ -4,9 +4,10 @@ from .adjoint import AdjointMAML
 from .base import Adapted, Hyper, MetaGradient, Method, Pullback, meta_gradient
 from .first_order import FOMAML, Reptile
 from .implicit import ImplicitMAML
-from .unrolled import MAML
+from .unrolled import ANIL, MAML
 
 __all__ = [
+    "ANIL",
     "FOMAML",
     "MAML",
     "Adapted",

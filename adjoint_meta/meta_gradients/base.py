@@ -69,6 +69,8 @@ class Method(ABC):
     learnable: ClassVar[tuple[str, ...]] = ()
     # Whether shared parameters ψ get a gradient.
     shares: ClassVar[bool] = True
+    # Whether it only makes sense where some parameters are shared.
+    partial: ClassVar[bool] = False
 
     @property
     def watches(self) -> bool:

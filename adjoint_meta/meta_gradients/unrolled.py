@@ -65,3 +65,13 @@ class MAML(Flow):
     def duration_gradients(self, duration: Tensor) -> dict[str, Tensor]:
         """Return dJ/dα = n dJ/dT."""
         return {"inner_lr": self.steps * duration}
+
+
+@dataclass(frozen=True)
+class ANIL(MAML):
+    """ANIL: MAML on the head alone; what comes before it is shared, and gets its gradient too.
+
+    The head is whatever ``MetaLearner(..., adapt="head.*")`` names. Raghu, Raghu, Bengio, Vinyals, ICLR 2020.
+    """
+
+    partial: ClassVar[bool] = True

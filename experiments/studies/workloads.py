@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from adjoint_meta.batched_model import Loss
 from adjoint_meta.tasks import Batch, TaskBatch, generator
 
+from ..conv_nets import Conv4
 from ..models import HalfMSELoss, mlp
 from ..regression import CosMixture, RegressionTasks
 from .decoder_network import Decoder, NextToken, sequence_tasks
@@ -71,47 +72,20 @@ def image_tasks(count: int, ways: int = 20, side: int = 28, shots: int = 1) -> T
     return TaskBatch(points(), points())
 
 
-def conv_net(filters: int = 64, ways: int = 20, side: int = 28) -> nn.Sequential:
+def conv_net(filters: int = 64, ways: int = 20, side: int = 28) -> nn.Module:
     """Return MAML's Omniglot network: 4 × [3×3 convolution, batch norm of the points at hand, ReLU, max pool], linear.
 
     Finn, Abbeel, Levine, ICML 2017, section 5.2, with pooling in place of strides, as for MiniImagenet.
     """
-    layers: list[nn.Module] = []
-    for channels in (1, filters, filters, filters):
-        layers += [
-            nn.Conv2d(channels, filters, 3, padding=1),
-            nn.BatchNorm2d(filters, track_running_stats=False),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-        ]
-    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(filters * (side // 16) ** 2, ways))
-    _initialise(model)
-    return model
+    return Conv4(filters, "pool").build([1, side, side], ways, seed=0)
 
 
-def strided_net(filters: int = 64, ways: int = 20) -> nn.Sequential:
+def strided_net(filters: int = 64, ways: int = 20) -> nn.Module:
     """Return iMAML's Omniglot network: 4 × [3×3 convolution of stride 2, batch norm of the points, ReLU], linear.
 
     Rajeswaran, Finn, Kakade, Levine, NeurIPS 2019, for images of 28×28.
     """
-    layers: list[nn.Module] = []
-    for channels in (1, filters, filters, filters):
-        convolution = nn.Conv2d(channels, filters, 3, stride=2, padding=1)
-        layers += [convolution, nn.BatchNorm2d(filters, track_running_stats=False), nn.ReLU()]
-    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(filters * 2 * 2, ways))
-    _initialise(model)
-    return model
-
-
-def _initialise(model: nn.Module) -> None:
-    """Draw the weights of convolutions and linear layers from a seed; biases are zero, batch norm is the identity."""
-    draw = generator(0, 102)
-    with torch.no_grad():
-        for layer in model.modules():
-            if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None:
-                bound = (3 / layer.weight[0].numel()) ** 0.5
-                layer.weight.copy_((2 * torch.rand(layer.weight.shape, generator=draw) - 1) * bound)
-                layer.bias.zero_()
+    return Conv4(filters, "stride").build([1, 28, 28], ways, seed=0)
 
 
 WORKLOADS = {

@@ -27,7 +27,7 @@ def test_all_methods_are_compared(call):
     found = json.loads(out)
     assert set(found) == set(METHODS)
     for name, result in found.items():
-        assert result["exact"] is (name in ("adjoint", "maml"))
+        assert result["exact"] is (name in ("adjoint", "maml", "anil"))
         assert set(result["errors"]) == {f"{layer}.{kind}" for layer in (0, 2, 4) for kind in ("weight", "bias")}
         assert {"n_grad", "n_hvp"} <= set(result["stats"]) and result["note"]
         if result["exact"]:

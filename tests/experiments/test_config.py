@@ -85,8 +85,9 @@ def test_a_file_goes_before_the_defaults_and_set_before_the_file(tmp_path):
     path.write_text("meta_steps: 11\nseed: 5\nmodel: {width: 7}\nmethod: {horizon: 0.7}\n")
     config = resolve(merge(read_yaml(path), parse_assignments(["seed=6", "method.steps=3"])), "sine")
     default = resolve({}, "sine")
-    assert default.meta_steps != 11 and default.model.width != 7 and default.method["horizon"] != 0.7
-    assert (config.meta_steps, config.seed, config.model.width, config.model.depth) == (11, 6, 7, default.model.depth)
+    assert default.meta_steps != 11 and default.model["width"] != 7 and default.method["horizon"] != 0.7
+    assert (config.meta_steps, config.seed) == (11, 6)
+    assert (config.model["width"], config.model["depth"]) == (7, default.model["depth"])
     assert (config.method["horizon"], config.method["steps"]) == (0.7, 3)
 
 
@@ -211,8 +212,8 @@ def test_an_infinite_horizon_survives_the_round_trip(tmp_path):
         ("device=gpu", r"device should be 'auto', 'cpu' or 'cuda', got 'gpu'"),
         ("dtype=float16", r"dtype should be 'float32' or 'float64', got 'float16'"),
         ("adapt=4", r"adapt should be a valid list, got 4"),
-        ("model.depth=-1", r"model\.depth should be greater than or equal to 0"),
-        ("model.width=0", r"model\.width should be greater"),
+        ("model.depth=-1", "model: depth must be at least 0, got -1"),
+        ("model.width=0", "model: width must be at least 1, got 0"),
         ("test.adam_epochs=-1", r"test\.adam_epochs should be greater"),
         ("validation.patience=0", r"validation\.patience should be greater"),
     ],
@@ -286,3 +287,16 @@ def test_the_configuration_is_frozen():
     config = validate({"experiment": "sine", "method": {"name": "maml"}})
     with pytest.raises(ValueError, match="frozen"):
         config.seed = 3
+
+
+def test_a_model_is_named_as_a_method_is(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("model: conv4\n")
+    assert resolve(read_yaml(path), "sine").model == {"name": "conv4", "filters": 64, "downsample": "stride"}
+    short = resolve(parse_assignments(["model=conv4", "model.filters=8"]), "sine").model
+    assert short == {"name": "conv4", "filters": 8, "downsample": "stride"}
+    assert resolve({}, "sine").model == {"name": "mlp", "width": 40, "depth": 2, "activation": "tanh"}
+    own = resolve(parse_assignments(["model.name=torch.nn:Linear", "model.options.bias=false"]), "sine").model
+    assert own == {"name": "torch.nn:Linear", "options": {"bias": False}}
+    message = refusal(lambda: resolve({"model": {"name": "conv5"}}, "sine"))
+    assert "unknown model 'conv5'; did you mean 'conv4'" in message and "package.module:function" in message

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from adjoint_meta.experiments.models import ACTIVATIONS, HalfMSELoss, mlp
+from adjoint_meta.experiments.models import ACTIVATIONS, MLP, HalfMSELoss, Imported, head, mlp
 
 
 def test_the_layers_are_those_asked_for():
@@ -97,3 +97,53 @@ def test_the_loss_is_half_the_mean_square_and_its_gradient_the_mean_residual(gen
     residual = (prediction - target).detach().numpy()
     assert loss.item() == pytest.approx(0.5 * np.mean(residual**2), rel=1e-12)
     np.testing.assert_allclose(prediction.grad.numpy(), residual / residual.size, rtol=1e-12)
+
+
+def test_an_mlp_takes_images_flattened():
+    torch.set_default_dtype(torch.float32)
+    model = MLP(width=5, depth=1).build((1, 4, 4), 3, seed=2)
+    x = torch.rand(7, 1, 4, 4)
+    assert torch.equal(model(x), mlp(16, 5, 1, 3, seed=2)(x.flatten(1)))
+
+
+def test_the_head_is_the_module_of_that_name_or_the_last_with_parameters():
+    assert head(mlp(2, 4, 2, 1)) == ["4.*"]
+    named = nn.ModuleDict({"head": nn.Linear(2, 2), "features": nn.Linear(2, 2)})
+    assert head(named) == ["head.*"]
+    assert head(nn.ModuleDict({"head": nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))})) == ["head.*"]
+    with pytest.raises(ValueError, match="no parameters"):
+        head(nn.ReLU())
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_nets.py").write_text(
+        "from torch import nn\n"
+        "def wide(inputs, outputs, factor=1):\n"
+        "    return nn.Linear(inputs[0], factor * outputs)\n"
+        "def nothing(inputs, outputs):\n"
+        "    return None\n"
+    )
+
+
+def test_a_module_of_ones_own_is_imported_and_seeded(own):
+    before = torch.get_rng_state()
+    net = Imported("own_nets:wide", {"factor": 3})
+    one, same, other = (net.build((4,), 2, seed=seed) for seed in (1, 1, 2))
+    assert one.weight.shape == (6, 4) and torch.equal(before, torch.get_rng_state())
+    assert torch.equal(one.weight, same.weight) and not torch.equal(one.weight, other.weight)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("no_such_package:Net", {}, "cannot be imported .*no_such_package.* expected package.module:function"),
+        ("own_nets:narrow", {}, "cannot be imported .*narrow"),
+        ("own_nets:nothing", {}, "should return a torch.nn.Module, got NoneType"),
+        ("own_nets:wide", {"depth": 2}, r"should take \(shape of an input, number of outputs.*depth"),
+    ],
+)
+def test_what_cannot_be_a_network_is_refused(own, name, options, message):
+    with pytest.raises(ValueError, match=message):
+        Imported(name, options).build((4,), 2, seed=0)

@@ -21,7 +21,7 @@ def test_every_experiment_is_there():
     assert set(EXPERIMENTS) == {*SYNTHETIC, *RATINGS}
     for entry in EXPERIMENTS.values():
         assert entry.summary and "\n" not in entry.summary
-        assert set(entry.methods) == set(METHODS) == {"adjoint", "imaml", "maml", "fomaml", "reptile"}
+        assert set(entry.methods) == set(METHODS) == {"adjoint", "imaml", "maml", "fomaml", "reptile", "anil"}
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

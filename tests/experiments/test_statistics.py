@@ -60,3 +60,10 @@ def test_orderings_say_what_the_test_says(draw):
     clear = order({"a": base, "b": base + 1, "c": base + 2}).sentence()
     assert clear.startswith("a is best, ahead of b and c")
     assert order({"a": base}).sentence() == "a alone was run."
+
+
+def test_larger_may_be_better(draw):
+    values = {"low": 0.5 + 0.01 * draw.normal(size=(1, 60)), "high": 0.9 + 0.01 * draw.normal(size=(1, 60))}
+    assert order(values).names == ["low", "high"]
+    found = order(values, larger=True)
+    assert found.names == ["high", "low"] and found.sentence().startswith("high is best, ahead of low")
