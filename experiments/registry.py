@@ -10,9 +10,10 @@ from adjoint_meta.solvers import checks
 
 from .config import METHODS, RunConfig, as_options, build_dataclass, merge, validate
 from .experiment import Entry, Experiment
+from .image_experiments import IMAGE_EXPERIMENTS
 from .paper_experiments import PAPER_EXPERIMENTS
 
-EXPERIMENTS: dict[str, Entry] = {**PAPER_EXPERIMENTS}
+EXPERIMENTS: dict[str, Entry] = {**PAPER_EXPERIMENTS, **IMAGE_EXPERIMENTS}
 
 
 def resolve(overrides: Mapping[str, Any], experiment: str | None = None, method: str | None = None) -> RunConfig:

@@ -1,0 +1,155 @@
+"""The few-shot experiments: their default configurations, and how their episodes are built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from adjoint_meta.solvers import checks
+from adjoint_meta.tasks import Batch
+
+from .augmentation import CropAndFlip
+from .config import RunConfig
+from .data.image_loading import load_images
+from .experiment import Entry, Experiment
+from .few_shot import Episodes
+
+# Test episodes start here, validation ones at zero: those of training are drawn from other classes.
+TEST_EPISODES = 2**31
+
+
+@dataclass(frozen=True)
+class FewShotOptions:
+    """Episodes of a few-shot experiment; see `Episodes`.
+
+    Args:
+        ways: classes of an episode.
+        shots, queries: images of each class in support and query.
+        test_tasks, validation_tasks: fixed episodes of the test and the validation classes.
+        rotations: whether classes turned by 90, 180 and 270 degrees count as further ones.
+        augment: random crops and mirror images while training.
+        size: height and width of images; ``None`` is the usual one of the set.
+        split: which division into classes, where there are several; ``None`` is the usual one.
+    """
+
+    ways: int = 5
+    shots: int = 1
+    queries: int = 15
+    test_tasks: int = 600
+    validation_tasks: int = 0
+    rotations: bool = False
+    augment: bool = False
+    size: int | None = None
+    split: str | None = None
+
+    def __post_init__(self) -> None:
+        checks.count("test_tasks", self.test_tasks)
+        checks.count("validation_tasks", self.validation_tasks, least=0)
+
+
+def accuracy(prediction: Tensor, batch: Batch) -> Tensor:
+    """Return the share of query images ``[tasks]`` whose largest score ``[tasks, points, ways]`` is their class's."""
+    return (prediction.argmax(dim=2) == batch.y).to(prediction.dtype).mean(dim=1)
+
+
+def _few_shot(config: RunConfig, options: FewShotOptions, data_dir: Path | None) -> Experiment:
+    images = load_images(config.experiment, data_dir, size=options.size, split=options.split)
+    mean, std = _moments(config.experiment)
+
+    def episodes(split: str, queries: int, **others: Any) -> Episodes:
+        return Episodes(
+            images[split],
+            options.ways,
+            options.shots,
+            queries,
+            seed=config.seed,
+            rotations=options.rotations,
+            mean=mean,
+            std=std,
+            **others,
+        )
+
+    count = options.validation_tasks
+    return Experiment(
+        model=config.build_network().build(images["train"].shape, options.ways, config.seed),
+        loss=nn.CrossEntropyLoss(),
+        train=episodes("train", options.queries, augment=CropAndFlip() if options.augment else None),
+        validation=episodes("validation", options.queries).fixed(count) if count else None,
+        test=episodes("test", options.queries, first=TEST_EPISODES).fixed(options.test_tasks),
+        metric="accuracy",
+        larger_is_better=True,
+        measure=accuracy,
+        facts={f"{split}_classes": len(classes) for split, classes in images.items()},
+    )
+
+
+def _moments(name: str) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation a channel: of ink as it is, or of natural photographs (ImageNet's)."""
+    if name in ("omniglot", "glyphs"):
+        return [0.0], [1.0]
+    return [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+def _methods(
+    inner_lr: float, steps: int, maml: Mapping[str, Any], proximal: float, horizon: float
+) -> dict[str, dict[str, Any]]:
+    descent = {"steps": steps, "inner_lr": inner_lr}
+    return {
+        "adjoint": {"horizon": horizon, "solver": "rk4", "steps": 5},
+        "imaml": {**descent, "proximal": proximal, "cg_steps": 5},
+        "maml": maml,
+        "fomaml": maml,
+        "reptile": descent,
+        "anil": {"steps": 5, "inner_lr": 0.4},
+    }
+
+
+# Rajeswaran et al. 2019: 16 steps of 0.1 and λ = 2 for 5 ways; Finn et al. 2017: one step of 0.4; Li et al. 2023: T = 0.5.
+_CHARACTERS = _methods(0.1, 16, {"steps": 1, "inner_lr": 0.4}, proximal=2.0, horizon=0.5)
+# Finn et al. 2017: 5 steps of 0.01; Rajeswaran et al. 2019: 10 steps and λ = 0.5.
+_PHOTOGRAPHS = _methods(0.01, 10, {"steps": 5, "inner_lr": 0.01}, proximal=0.5, horizon=0.5)
+
+_SMALL: dict[str, Any] = {
+    "model": {"name": "conv4", "filters": 64, "downsample": "stride"},
+    "task": {"rotations": True},
+    "meta_steps": 300,
+    "tasks_per_step": 16,
+}
+_LARGE: dict[str, Any] = {
+    "model": {"name": "conv4", "filters": 32, "downsample": "pool"},
+    "task": {"augment": True},
+    "meta_steps": 1000,
+    "tasks_per_step": 4,
+    "clip_norm": 10.0,
+}
+
+IMAGE_EXPERIMENTS: dict[str, Entry] = {
+    "omniglot": Entry(
+        "few-shot classification of handwritten characters, 28×28; Vinyals' classes with rotations",
+        FewShotOptions, _few_shot, _SMALL, _CHARACTERS,
+    ),
+    "glyphs": Entry(
+        "few-shot classification of drawn glyphs, 28×28 (embedded)",
+        FewShotOptions, _few_shot, {**_SMALL, "task": {}}, _CHARACTERS,
+    ),
+    "mini-imagenet": Entry(
+        "few-shot classification of photographs, 84×84; Ravi and Larochelle's classes",
+        FewShotOptions, _few_shot, _LARGE, _PHOTOGRAPHS,
+    ),
+    "tiered-imagenet": Entry(
+        "few-shot classification of photographs, 84×84, classes divided by what they are kinds of",
+        FewShotOptions, _few_shot, _LARGE, _PHOTOGRAPHS,
+    ),
+    "cifar-fs": Entry(
+        "few-shot classification of CIFAR-100's photographs, 32×32, classes divided at random",
+        FewShotOptions, _few_shot, _LARGE, _PHOTOGRAPHS,
+    ),
+    "fc100": Entry(
+        "few-shot classification of CIFAR-100's photographs, 32×32, classes divided by superclass",
+        FewShotOptions, _few_shot, _LARGE, _PHOTOGRAPHS,
+    ),
+}  # fmt: skip
