@@ -63,10 +63,10 @@ def divide(name: str, root: Path, split: str) -> Splits:
     official = official_classes(name) if split == "official" else None
     splits: Splits = {each: {} for each in SPLITS}
     for file, claimed, label in placed:
-        home = claimed if official is None else official.get(label)
-        if home is None and official is not None and not claimed:
+        home = claimed if official is None else official.get(label, "")
+        if official is not None and not home and not claimed:
             continue
-        if home is None or claimed not in ("", home):
+        if not home or claimed not in ("", home):
             raise DataError(_misplaced(name, file, label, claimed, home, official is not None))
         splits[home].setdefault(label, []).append(file)
     return {each: dict(sorted(classes.items())) for each, classes in splits.items()}
@@ -97,7 +97,7 @@ def _by_table(paths: list[Path], found: list[ImageFile]) -> Iterator[tuple[Image
                 yield by_name[row[0]], NAMES[path.stem], row[1]
 
 
-def _misplaced(name: str, file: ImageFile, label: str, claimed: str, home: str | None, official: bool) -> str:
+def _misplaced(name: str, file: ImageFile, label: str, claimed: str, home: str, official: bool) -> str:
     if not official:
         return f"{name}: {file} lies in no folder train, val or test, which decide the split; put its class into one"
     expected = f"the official split has it in {home}" if home else "it is none of the official split"

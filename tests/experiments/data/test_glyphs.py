@@ -2,7 +2,7 @@
 
 import torch
 
-from adjoint_meta.experiments.data.glyphs import draw_glyphs
+from adjoint_meta.experiments.data.glyphs import INK, PARTS, RADIUS, _ink, draw_glyphs
 from adjoint_meta.experiments.data.image_loading import load_images
 from adjoint_meta.experiments.few_shot import Episodes
 
@@ -29,3 +29,14 @@ def test_raw_pixels_do_not_solve_the_tasks_but_say_something():
     distance = torch.cdist(batch.query.x.flatten(2), batch.support.x.flatten(2))
     accuracy = (distance.argmin(2) == batch.query.y).double().mean()
     assert 0.35 < accuracy < 0.6
+
+
+def test_the_ink_is_a_sum_of_whole_numbers():
+    """In int64 as in float64, so that no rounding can differ between machines."""
+    dots = torch.rand(3, 50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 0.9 - 0.45
+    place = ((dots + 0.5) * (28 * PARTS)).round().long()
+    pixel = torch.arange(28) * PARTS + PARTS // 2
+    near = (RADIUS**2 - (place[..., None] - pixel) ** 2).clamp_min(0)
+    ink = (near[:, :, 1, :, None] * near[:, :, 0, None, :]).sum(1)
+    assert ink.dtype == torch.int64
+    assert torch.equal(_ink(dots)[:, 0].long(), (ink // INK).clamp_max(255))
