@@ -1,4 +1,4 @@
-"""`adjoint-meta data`: list, fetch, add and verify the data sets of ratings."""
+"""`adjoint-meta data`: list, fetch, add and verify the data sets."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from .tables import show_table
 
 if TYPE_CHECKING:
     from adjoint_meta.experiments.data.catalogue import DataSet
+    from adjoint_meta.experiments.data.image_catalogue import ImageSet
 
 MEGABYTE = 1_000_000
 
 
 @click.group(name="data")
 def command() -> None:
-    """List, fetch, add and verify the data sets of ratings."""
+    """List, fetch, add and verify the data sets."""
 
 
 @command.command(name="list")
@@ -30,10 +31,12 @@ def command() -> None:
 def list_sets(data_dir: Path | None, as_json: bool) -> None:
     """Show every data set, and where it lies if it is here."""
     from adjoint_meta.experiments.data.catalogue import DATA_SETS
+    from adjoint_meta.experiments.data.image_catalogue import IMAGE_SETS
     from adjoint_meta.experiments.data.locate import search_path
 
     folders = [str(folder) for folder in search_path(data_dir)]
     sets = [_state(data_set, data_dir) for data_set in DATA_SETS.values()]
+    sets += [_image_state(image_set, data_dir) for image_set in IMAGE_SETS.values()]
     if as_json:
         click.echo(json.dumps({"searched": folders, "sets": sets}))
         return
@@ -53,17 +56,24 @@ def list_sets(data_dir: Path | None, as_json: bool) -> None:
 @json_option
 def fetch(name: str, data_dir: Path | None, as_json: bool) -> None:
     """Download a set from its owners into the cache, unless it is here."""
-    from adjoint_meta.experiments.data.catalogue import data_set
     from adjoint_meta.experiments.data.fetch import obtain
+    from adjoint_meta.experiments.data.image_catalogue import ImageSet
 
-    wanted = data_set(name)
+    wanted = _named(name)
     click.echo(f"{name}: {wanted.terms}. Cite {wanted.citation}.", err=True)
-    with _progress(wanted.archives[0]) as advance:
-        found, fetched = obtain(wanted, data_dir, advance)
+    with _progress(name) as advance:
+        if isinstance(wanted, ImageSet):
+            from adjoint_meta.experiments.data.image_archives import obtain_images
+
+            paths, fetched = obtain_images(wanted, data_dir, advance)
+        else:
+            found, fetched = obtain(wanted, data_dir, advance)
+            paths = [found.path]
+    path = _joined(paths)
     if as_json:
-        click.echo(json.dumps({"name": name, "path": str(found.path), "fetched": fetched}))
+        click.echo(json.dumps({"name": name, "path": path, "fetched": fetched}))
     else:
-        click.echo(f"{name} {'fetched into' if fetched else 'is here already:'} {found.path}")
+        click.echo(f"{name} {'fetched into' if fetched else 'is here already:'} {path}")
 
 
 @command.command()
@@ -72,12 +82,18 @@ def fetch(name: str, data_dir: Path | None, as_json: bool) -> None:
 @data_dir_option
 @json_option
 def add(name: str, path: Path, data_dir: Path | None, as_json: bool) -> None:
-    """Check a file, archive or folder that you have at PATH, and copy its ratings into the cache."""
-    from adjoint_meta.experiments.data.catalogue import data_set
+    """Check a file, archive or folder that you have at PATH, and copy its ratings or archives into the cache."""
+    from adjoint_meta.experiments.data.image_catalogue import ImageSet
     from adjoint_meta.experiments.data.loading import add as add_to
     from adjoint_meta.experiments.data.locate import cache_folder, find
 
-    wanted = data_set(name)
+    wanted = _named(name)
+    if isinstance(wanted, ImageSet):
+        from adjoint_meta.experiments.data.image_archives import add_images
+
+        path_added = _joined(add_images(wanted, path))
+        click.echo(json.dumps({"name": name, "path": path_added}) if as_json else f"{name} added as {path_added}")
+        return
     verified = add_to(wanted, path, cache_folder())
     first = find(wanted, data_dir)
     if first.path != verified.found.path:
@@ -93,18 +109,21 @@ def add(name: str, path: Path, data_dir: Path | None, as_json: bool) -> None:
 @data_dir_option
 @json_option
 def verify(name: str | None, data_dir: Path | None, as_json: bool) -> None:
-    """Check hashes, every line and the counts of a set, or of all that are here."""
-    from adjoint_meta.experiments.data.catalogue import DATA_SETS, data_set
+    """Check hashes, every line or image and the counts of a set, or of all that are here."""
+    from adjoint_meta.experiments.data.catalogue import DATA_SETS
     from adjoint_meta.experiments.data.errors import DataError, MissingDataError
-    from adjoint_meta.experiments.data.loading import verify as verify_found
-    from adjoint_meta.experiments.data.locate import find
+    from adjoint_meta.experiments.data.image_catalogue import IMAGE_SETS
 
     sets: list[dict[str, Any]] = []
     missing: list[str] = []
     broken: list[str] = []
-    for each in [data_set(name)] if name else DATA_SETS.values():
+    everything: tuple[DataSet | ImageSet, ...] = (
+        *DATA_SETS.values(),
+        *(each for each in IMAGE_SETS.values() if each.stored),
+    )
+    for each in [_named(name)] if name else everything:
         try:
-            sets.append(verify_found(find(each, data_dir)).facts())
+            sets.append(_verified(each, data_dir))
         except MissingDataError:
             if name:
                 raise
@@ -120,10 +139,36 @@ def verify(name: str | None, data_dir: Path | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"sets": sets, "missing": missing}))
         return
-    columns = ("name", "users", "items", "ratings", "mean", "SHA-256 of", "where")
-    show_table(columns, [_verified_row(facts) for facts in sets])
+    ratings = [_verified_row(facts) for facts in sets if "ratings" in facts]
+    if ratings:
+        show_table(("name", "users", "items", "ratings", "mean", "SHA-256 of", "where"), ratings)
+    images = [_verified_image_row(facts) for facts in sets if "images" in facts]
+    if images:
+        show_table(("name", "classes", "images", "hash of", "where"), images)
     if missing:
         click.echo(f"not here: {', '.join(missing)}")
+
+
+def _named(name: str) -> DataSet | ImageSet:
+    """Return the set of this name, of ratings or of images."""
+    from adjoint_meta.experiments.data.catalogue import DATA_SETS
+    from adjoint_meta.experiments.data.image_catalogue import IMAGE_SETS
+    from adjoint_meta.solvers.checks import one_of  # imports torch, which listing does not need
+
+    one_of("data set", name, (*DATA_SETS, *IMAGE_SETS))
+    return DATA_SETS[name] if name in DATA_SETS else IMAGE_SETS[name]
+
+
+def _verified(wanted: DataSet | ImageSet, data_dir: Path | None) -> dict[str, Any]:
+    from adjoint_meta.experiments.data.image_catalogue import ImageSet
+    from adjoint_meta.experiments.data.loading import verify as verify_found
+    from adjoint_meta.experiments.data.locate import find
+
+    if isinstance(wanted, ImageSet):
+        from adjoint_meta.experiments.data.image_archives import verify_images
+
+        return dict(verify_images(wanted, data_dir).facts())
+    return dict(verify_found(find(wanted, data_dir)).facts())
 
 
 def _state(data_set: DataSet, data_dir: Path | None) -> dict[str, Any]:
@@ -144,6 +189,41 @@ def _state(data_set: DataSet, data_dir: Path | None) -> dict[str, Any]:
         "terms": data_set.terms,
         "citation": data_set.citation,
     }
+
+
+def _image_state(wanted: ImageSet, data_dir: Path | None) -> dict[str, Any]:
+    from adjoint_meta.experiments.data.errors import MissingDataError
+    from adjoint_meta.experiments.data.image_paths import find_paths
+
+    try:
+        paths = find_paths(wanted, data_dir) if wanted.stored else []
+    except MissingDataError:
+        paths = []
+    archives = [path for path in paths if path.is_file()]
+    return {
+        "name": wanted.name,
+        "summary": wanted.summary,
+        "present": bool(paths) or not wanted.stored,
+        "path": _joined(paths) or (None if wanted.stored else "embedded"),
+        "bytes": sum(path.stat().st_size for path in archives) if archives else None,
+        "url": " ".join(archive.url for archive in wanted.archives) or None,
+        "terms": wanted.terms,
+        "citation": wanted.citation,
+    }
+
+
+def _joined(paths: list[Path]) -> str:
+    return " and ".join(str(path) for path in paths)
+
+
+def _verified_image_row(facts: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        facts["name"],
+        f"{facts['classes']:,}",
+        f"{facts['images']:,}",
+        facts["hash_of"] or "unknown",
+        facts["path"],
+    )
 
 
 def _verified_row(facts: dict[str, Any]) -> tuple[str, ...]:

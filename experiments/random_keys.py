@@ -50,4 +50,4 @@ def choose(draws: NDArray[np.uint64], among: NDArray[np.int64] | int) -> NDArray
 def _mix(word: NDArray[np.uint64]) -> NDArray[np.uint64]:
     word = (word ^ word >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     word = (word ^ word >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-    return word ^ word >> np.uint64(31)
+    return np.asarray(word ^ word >> np.uint64(31))

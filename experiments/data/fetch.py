@@ -19,6 +19,7 @@ from .locate import Found, cache_folder, find_in, search_path
 Progress = Callable[[int, int | None], None]
 # Of one call: each has to bring the file forward, so that a dead connection fails at once.
 ATTEMPTS = 10
+HASHES = {"sha256": "SHA-256", "md5": "MD5"}
 CHUNK = 2**14  # what is read of a chunk is lost when the connection breaks within it
 CONNECT_SECONDS, READ_SECONDS = 10, 60
 # The connection broke or stalled; what an HTTP status says is not among these, and is not tried again.
@@ -68,16 +69,27 @@ def fetch(data_set: DataSet, folder: Path, progress: Progress = lambda done, tot
         RuntimeError: if it cannot be downloaded or stored; the message says how to do it by hand.
         DataError: if what came is not the official archive; it is removed.
     """
-    name = data_set.archives[0]
+    return download(data_set.url, f"sha256:{data_set.sha256}", data_set.archives[0], folder, progress)
+
+
+def download(url: str, known_hash: str, name: str, folder: Path, progress: Progress, limit: int | None = None) -> Path:
+    """Download an archive as `fetch` does.
+
+    Args:
+        url: where it is.
+        known_hash: algorithm and digest, such as "sha256:…".
+        name: what to call it.
+        folder: where it goes.
+        progress: see `fetch`.
+        limit: bytes beyond which it is given up; ARCHIVE_LIMIT unless given.
+    """
     part = folder / f"{name}.part"
-    download = _Resuming(part, progress)
+    downloader = _Resuming(part, progress, limit or ARCHIVE_LIMIT)
     try:
-        path = pooch.retrieve(
-            data_set.url, known_hash=f"sha256:{data_set.sha256}", fname=name, path=folder, downloader=download
-        )
+        path = pooch.retrieve(url, known_hash=known_hash, fname=name, path=folder, downloader=downloader)
     except requests.RequestException as error:
         raise RuntimeError(
-            f"could not download {data_set.url} ({_reason(error)}); run the command again to go on from where it "
+            f"could not download {url} ({_reason(error)}); run the command again to go on from where it "
             f"stopped, or download {name} elsewhere and put it into {folder}"
         ) from error
     except OSError as error:
@@ -86,8 +98,9 @@ def fetch(data_set: DataSet, folder: Path, progress: Progress = lambda done, tot
         ) from error
     except ValueError as error:  # of pooch, which has removed the file: the hash is wrong; or of ours, too many bytes
         part.unlink(missing_ok=True)
+        algorithm, digest = known_hash.split(":")
         raise DataError(
-            f"what {data_set.url} sent is not the official archive, with SHA-256 {data_set.sha256}, and was removed; "
+            f"what {url} sent is not the official archive, with {HASHES[algorithm]} {digest}, and was removed; "
             f"run the command again, or get {name} elsewhere and put it into {folder}"
         ) from error
     return Path(path)
@@ -99,6 +112,7 @@ class _Resuming:
 
     part: Path
     progress: Progress
+    limit: int
 
     def __call__(self, url: str, output_file: str, pooch: object) -> None:
         del pooch
@@ -140,8 +154,8 @@ class _Resuming:
             for chunk in response.iter_content(CHUNK):
                 file.write(chunk)
                 done += len(chunk)
-                if done > ARCHIVE_LIMIT:
-                    raise DataError(f"got more than {ARCHIVE_LIMIT} bytes")
+                if done > self.limit:
+                    raise DataError(f"got more than {self.limit} bytes")
                 self.progress(done, total)
         if total is not None and done < total:
             raise requests.exceptions.ChunkedEncodingError(f"the connection ended after {done} of {total} bytes")

@@ -59,7 +59,8 @@ def _curves(points: Tensor) -> Tensor:
     """Return dots along strokes, ``[..., strokes · dots, 2]``, from their control points ``[..., strokes · 3, 2]``."""
     begin, middle, end = points.unflatten(-2, (STROKES, 1, 3)).unbind(-2)
     time = torch.arange(DOTS, dtype=torch.float64)[:, None] / (DOTS - 1)
-    return ((1 - time) ** 2 * begin + 2 * time * (1 - time) * middle + time**2 * end).flatten(-3, -2)
+    curves: Tensor = ((1 - time) ** 2 * begin + 2 * time * (1 - time) * middle + time**2 * end).flatten(-3, -2)
+    return curves
 
 
 def _ink(dots: Tensor) -> Tensor:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import io
 import warnings
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 GREY, COLOUR = 1, 3
 # Modes of Pillow that hold no more than these channels; ImageNet has grey and CMYK files among its photographs.
@@ -61,10 +65,16 @@ class Decoder:
             if isinstance(error, DataError):
                 raise
             raise DataError(f"{where} is a broken image ({error}); restore it, or remove it") from error
+        return self.fit(pixels)
+
+    def fit(self, pixels: Image.Image) -> NDArray[np.uint8]:
+        """Return an image that Pillow holds in mode L or RGB as pixels, uint8 ``[channels, size, size]``."""
+        from PIL import Image
+
         if pixels.size != (self.size, self.size):
             pixels = pixels.resize((self.size, self.size), Image.Resampling.LANCZOS)
         array = np.asarray(pixels, dtype=np.uint8).reshape(self.size, self.size, self.channels).transpose(2, 0, 1)
-        return 255 - array if self.invert else array
+        return np.asarray(255 - array if self.invert else array)
 
     def _check(self, mode: str, size: tuple[int, int], where: object) -> None:
         if mode not in MODES[self.channels]:

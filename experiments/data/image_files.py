@@ -18,7 +18,8 @@ from .catalogue import MEGABYTE
 from .errors import DataError
 
 IMAGES = (".png", ".jpg", ".jpeg")
-ZIP, TARS = ".zip", (".tar", ".tar.gz", ".tgz")
+ZIP = ".zip"
+ARCHIVE_ENDINGS = (ZIP, ".tar", ".tar.gz", ".tgz")
 # Of one image, several times the largest of ImageNet.
 IMAGE_LIMIT = 32 * MEGABYTE
 # What the readers of archives let out when the bytes are wrong: NotImplementedError is a RuntimeError.
@@ -97,8 +98,8 @@ def read_images(files: Sequence[ImageFile]) -> Iterator[tuple[int, bytes]]:
 
 def _walk(root: Path) -> Iterator[tuple[Path, tuple[str, ...]]]:
     """Yield folders and archives at and below a path, with the folders that lead there, in order of name."""
-    if _stem(root.name) and root.is_file():
-        yield root, (_stem(root.name),)
+    if root.is_file():
+        yield root, (_stem(root.name) or root.name,)
         return
     for path, inner, names in os.walk(root, followlinks=True):
         inner[:] = sorted(name for name in inner if not _hidden(name))
@@ -157,7 +158,7 @@ def _hidden(name: str) -> bool:
 
 def _stem(name: str) -> str:
     """Return an archive's name without its ending, or "" if it is none."""
-    for ending in (ZIP, *TARS):
+    for ending in ARCHIVE_ENDINGS:
         if name.lower().endswith(ending):
             return name[: -len(ending)]
     return ""
