@@ -69,11 +69,38 @@ class Method(ABC):
     learnable: ClassVar[tuple[str, ...]] = ()
     # Whether shared parameters ψ get a gradient.
     shares: ClassVar[bool] = True
+    # Whether θ, from which tasks adapt, gets one; where not, it is zero.
+    learns_start: ClassVar[bool] = True
 
     @property
     def watches(self) -> bool:
         """Whether the solve estimates ‖H‖, and so can use the direction that an earlier one ended with."""
         return False
+
+    @property
+    def returning(self) -> int:
+        """How many tasks go on at each meta-step from where the one before left them; 0 if all start anew."""
+        return 0
+
+    def check_shared(self, shared: bool) -> None:
+        """Refuse a division of the parameters that would leave some without a gradient, or all.
+
+        Args:
+            shared: whether some do not adapt.
+
+        Raises:
+            ValueError: with the way out.
+        """
+        if shared and not self.shares:
+            raise ValueError(
+                f"{type(self).__name__} has no gradient for shared parameters; adapt all of them, or freeze the others "
+                "with requires_grad_(False)"
+            )
+        if not shared and not self.learns_start:
+            raise ValueError(
+                f"{type(self).__name__} learns what tasks share, and all parameters adapt; adapt only some of them, "
+                "such as adapt='head.*'"
+            )
 
     @property
     def learned(self) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,15 +9,15 @@ import torch
 from torch import Tensor
 
 from adjoint_meta.adaptation import GradientFlow
-from adjoint_meta.compiled_cg import advance
 from adjoint_meta.curvature import ChunkedLinearisation
 from adjoint_meta.descent import descend
 from adjoint_meta.problem import Problem
 from adjoint_meta.solvers import checks
-from adjoint_meta.solvers.linear import LinearInfo, MatVec, conjugate_gradient
-from adjoint_meta.solvers.solution import Status, finite_codes, raise_if_failed
+from adjoint_meta.solvers.linear import MatVec
+from adjoint_meta.solvers.solution import finite_codes, raise_if_failed
 
 from .base import Adapted, Hyper, Method, Pullback
+from .inversion import invert
 
 
 @dataclass(frozen=True)
@@ -114,28 +113,8 @@ class ImplicitMAML(Method):
     ) -> Tensor:
         if self.cg_steps == 0:
             return c
-        g, info = conjugate_gradient(
-            self._operator(flow, linear, phi),
-            c,
-            tol=self.cg_tol,
-            max_steps=self.cg_steps,
-            advance=advance(flow, linear, phi, self._operator, (self.curvature, self.variant)),
-        )
+        options = {"tol": self.cg_tol, "max_steps": self.cg_steps}
+        g, found = invert(self._operator, (self.curvature, self.variant), flow, linear, phi, c, **options)
+        stats |= found
         # A task whose very first direction fails has no iterate; the first-order gradient c is what 0 CG steps give.
-        g = torch.where((info.steps == 0)[:, None], c, g)
-        _warn_if_indefinite(info, torch.isfinite(c).all(dim=1))
-        stats |= {"cg_iterations": info.steps, "cg_residual": info.residual, "cg_status": info.codes}
-        return g
-
-
-def _warn_if_indefinite(info: LinearInfo, finite: Tensor) -> None:
-    """Warn of tasks whose operator failed; a cotangent that is not finite fails the whole meta-gradient instead."""
-    suspects = (Status.NEGATIVE_CURVATURE, Status.BREAKDOWN)
-    bad = [status for status, fine in zip(info.status, finite.tolist(), strict=True) if fine and status in suspects]
-    if bad:
-        warnings.warn(
-            f"conjugate gradients stopped early in {len(bad)} of {len(info.status)} tasks, whose meta-gradient is "
-            f"the last iterate or, without one, first-order. {bad[0].value}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        return torch.where((found["cg_iterations"] == 0)[:, None], c, g)
