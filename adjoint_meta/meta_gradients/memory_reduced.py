@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -30,8 +31,10 @@ class MemoryReduced(Method):
     would be nothing to learn, which is refused.
 
     The formula holds at a minimiser, so how far the inner solve and CG got decides its error. The Hessian of a softmax
-    head is singular; that does no harm while ∇_φL_q lies in its range, and a truncated or damped solve where it does
-    not. Yang, Ma, Yu, Memory-Reduced Meta-Learning with Guaranteed Convergence, AAAI 2025.
+    head is singular. That does no harm while ∇_φL_q lies in its range; but where the support has fewer points than the
+    head has features it does not, v has no bound, and CG makes it the larger the more steps it takes. A warning says
+    so, and damping, which the authors' code does without, is the remedy. Yang, Ma, Yu, Memory-Reduced Meta-Learning
+    with Guaranteed Convergence, AAAI 2025.
 
     Args:
         steps: number of inner gradient steps n.
@@ -125,6 +128,7 @@ class MemoryReduced(Method):
             options = {"x0": known, "tol": tol, "max_steps": self.cg_steps}
             v, found = invert(self._operator, ("damped", self.damping), flow, linear, phi, c, **options)
             stats |= found
+            _warn_if_outside(found["cg_residual"])
             return v
         scale = self.neumann_scale or self.inner_lr
         v, info = neumann_series(self._operator(flow, linear, phi), c, scale=scale, steps=self.cg_steps)
@@ -135,3 +139,16 @@ class MemoryReduced(Method):
     def _operator(self, flow: GradientFlow, linear: ChunkedLinearisation, phi: Tensor) -> MatVec:
         """Return v ↦ (H + δI) v."""
         return lambda v: linear.product(v, keep=True)[1].phi + self.damping * v
+
+
+def _warn_if_outside(residual: Tensor) -> None:
+    """Warn of tasks whose v solves the system worse than none at all."""
+    outside = int((residual > 1).sum())
+    if outside:
+        warnings.warn(
+            f"conjugate gradients ended in {outside} of {len(residual)} tasks with a residual of up to "
+            f"{float(residual.max()):.2g} times ‖∇_φL_q‖: the support Hessian is singular, or nearly so, along a part "
+            "of ∇_φL_q, where v has no bound. Set damping (0.1, for example), or take fewer CG steps",
+            RuntimeWarning,
+            stacklevel=2,
+        )

@@ -102,37 +102,63 @@ def test_without_cg_only_the_direct_gradient_is_left(generator):
         assert relative(found.grad[name], first_order.grad[name]) < 1e-13
 
 
+def wide(generator: torch.Generator) -> tuple[nn.Sequential, TaskBatch]:
+    """Three classes of one support point each, whose features do not span those of the query."""
+    model = drawn(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)), generator)
+
+    def batch(shots: int) -> Batch:
+        return Batch(torch.randn(2, 3 * shots, 4, generator=generator), torch.arange(3).repeat(2, shots))
+
+    return model, TaskBatch(batch(1), batch(5))
+
+
+def test_a_query_gradient_outside_the_range_of_the_hessian_warns(generator):
+    model, tasks = wide(generator)
+    with pytest.warns(RuntimeWarning, match=r"2 of 2 tasks with a residual .* times ‖∇_φL_q‖.*damping"):
+        found = MetaLearner(model, cross_entropy, MemoryReduced(cg_steps=4), adapt="2.*").meta_gradient(tasks)
+    assert bool((found.stats["cg_residual"] > 1).all())
+    damped = MetaLearner(model, cross_entropy, MemoryReduced(cg_steps=60, cg_tol=1e-14, damping=0.1), adapt="2.*")
+    same(damped.meta_gradient(tasks), reference(model, cross_entropy, tasks, 20, 0.05, dense(0.1)), 1e-9)
+
+
 # At convergence
 
 
+def settling(kind: str, generator: torch.Generator):
+    """A model whose heads come to rest in 600 steps, its loss, tasks, and the size of the steps.
+
+    ‖H‖ is below 3 for the mean square and 0.5 for the softmax; the least curvature that is not zero is 0.3 and 0.016.
+    """
+    softmax = kind == "softmax"
+    body, head = nn.Linear(2, 2, bias=False), nn.Linear(2, 3 if softmax else 1, bias=False)
+    model = nn.Sequential(drawn(body, generator, 2.0), nn.Tanh(), drawn(head, generator))
+    if softmax:
+        return model, cross_entropy, classes(generator, points=20)[1], 3.0
+    return model, mse, regression(generator, points=20), 0.5
+
+
 @pytest.mark.parametrize("kind", ["mean square", "softmax"])
-def test_finite_differences_through_the_converged_heads(kind, generator):
-    """The references do not know the formula: Newton's method finds the heads for each value of ψ."""
-    if kind == "softmax":
-        model, tasks = classes(generator)
-        loss = cross_entropy
-    else:
-        model, tasks, loss = mlp(generator), regression(generator, points=12), mse
+def test_finite_differences_through_the_heads_at_rest(kind, generator):
+    """The reference does not know the formula: Newton's method finds the heads for each value of ψ."""
+    model, loss, tasks, lr = settling(kind, generator)
     split = Split(model, "2.*")
 
     def outer(psi: torch.Tensor) -> float:
-        total = 0.0
+        losses = []
         for i in range(len(tasks)):
 
             def support(phi, i=i):
                 return loss(split.predict(phi, psi, tasks.support.x[i]), tasks.support.y[i])
 
-            phi = split.theta
-            for _ in range(12):
-                h = torch.autograd.functional.hessian(support, phi)
-                phi = phi - torch.linalg.pinv(h, 1e-10) @ torch.func.grad(support)(phi)
-            total += float(loss(split.predict(phi, psi, tasks.query.x[i]), tasks.query.y[i])) / len(tasks)
-        return total
+            phi = torch.zeros_like(split.theta)
+            for _ in range(10):
+                phi = phi - torch.linalg.pinv(torch.func.hessian(support)(phi), 1e-10) @ torch.func.grad(support)(phi)
+            assert torch.func.grad(support)(phi).norm() < 1e-14
+            losses.append(loss(split.predict(phi, psi, tasks.query.x[i]), tasks.query.y[i]))
+        return float(torch.stack(losses).mean())
 
-    # The head's smallest curvature decides how many gradient steps 1e-10 takes.
-    method = MemoryReduced(steps=20000 if kind == "softmax" else 6000, inner_lr=0.5, cg_steps=80, cg_tol=1e-13)
-    found = MetaLearner(model, loss, method, adapt="2.*").meta_gradient(tasks)
-    psi = torch.cat([found.grad[name].reshape(-1) for name in split.shared])
+    found = MetaLearner(model, loss, MemoryReduced(800, lr, cg_steps=40, cg_tol=1e-13), adapt="2.*")
+    psi = found.meta_gradient(tasks).grad["0.weight"].reshape(-1)
     # Central differences of step 1e-5: an error of the size h² + ε/h, 1e-10.
     assert relative(psi, central_difference(outer, split.psi)) < 1e-8
 
@@ -157,7 +183,6 @@ def test_stoc_bio_is_the_truncated_neumann_series(generator):
 
     learner = MetaLearner(model, cross_entropy, stoc_bio(6, 0.2, products=5, scale=0.4), adapt="2.*")
     found = learner.meta_gradient(tasks)
-    same(found, reference(model, cross_entropy, tasks, 6, 0.2, series), 1e-11)
     assert found.stats["n_hvp"] == 5 + 1 and found.stats["neumann_residual"].shape == (3,)
     same(found, reference(model, cross_entropy, tasks, 6, 0.2, series), 1e-11)
 
@@ -185,12 +210,12 @@ def test_heads_go_on_from_where_they_were(generator):
 
 
 def test_aid_bio_goes_on_with_its_linear_systems(generator):
-    # Where the heads have come to rest, three CG steps at a time solve the same systems ever better.
-    model, tasks = mlp(generator), regression(generator, points=12)
-    learner = MetaLearner(model, mse, aid_bio(3, 4000, 0.5, cg_steps=3), adapt="2.*")
-    residuals = [learner.meta_gradient(tasks).stats["cg_residual"].max() for _ in range(6)]
-    assert residuals[5] < 1e-3 * residuals[0]
-    exact = MetaLearner(model, mse, MemoryReduced(8000, 0.5, cg_steps=60), adapt="2.*").meta_gradient(tasks)
+    # While the heads come to rest, two CG steps at a time solve the same systems ever better.
+    model, loss, tasks, lr = settling("softmax", generator)
+    learner = MetaLearner(model, loss, aid_bio(3, 100, lr, cg_steps=2), adapt="2.*")
+    residuals = [float(learner.meta_gradient(tasks).stats["cg_residual"].max()) for _ in range(12)]
+    assert residuals[-1] < 1e-3 * residuals[0]
+    exact = MetaLearner(model, loss, MemoryReduced(800, lr), adapt="2.*").meta_gradient(tasks)
     assert relative(learner.meta_gradient(tasks).grad["0.weight"], exact.grad["0.weight"]) < 1e-3
 
 
@@ -306,7 +331,6 @@ def peak(learner: MetaLearner, tasks: TaskBatch) -> int:
 
 def test_memory_is_flat_in_the_number_of_steps(generator):
     model, tasks = classes(generator, points=6)
-    model = nn.Sequential(*model[:2], drawn(nn.Linear(2, 3), generator))
 
     def of(method):
         return peak(MetaLearner(model, cross_entropy, method, adapt="2.*"), tasks)
