@@ -16,7 +16,17 @@ if (_ROOT / "setup.cfg").is_file() and str(_ROOT) not in __path__:
 if TYPE_CHECKING:
     from .hessian import HessianOperator, hvp
     from .learner import MetaLearner
-    from .meta_gradients import ANIL, FOMAML, MAML, AdjointMAML, ImplicitMAML, MetaGradient, Method, Reptile
+    from .meta_gradients import (
+        ANIL,
+        FOMAML,
+        MAML,
+        AdjointMAML,
+        ImplicitMAML,
+        MemoryReduced,
+        MetaGradient,
+        Method,
+        Reptile,
+    )
     from .solvers.solution import SolverError
     from .tasks import Batch, StackedTasks, TaskBatch, TaskSource
 
@@ -24,7 +34,10 @@ if TYPE_CHECKING:
 _HOMES = {
     "hessian": ("HessianOperator", "hvp"),
     "learner": ("MetaLearner",),
-    "meta_gradients": ("ANIL", "FOMAML", "MAML", "AdjointMAML", "ImplicitMAML", "MetaGradient", "Method", "Reptile"),
+    "meta_gradients": (
+        *("ANIL", "FOMAML", "MAML", "AdjointMAML", "ImplicitMAML", "MemoryReduced", "Reptile"),
+        *("MetaGradient", "Method"),
+    ),
     "tasks": ("Batch", "StackedTasks", "TaskBatch", "TaskSource"),
     "solvers.solution": ("SolverError",),
 }
@@ -38,6 +51,7 @@ __all__ = [
     "Batch",
     "HessianOperator",
     "ImplicitMAML",
+    "MemoryReduced",
     "MetaGradient",
     "MetaLearner",
     "Method",

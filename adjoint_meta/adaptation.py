@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from adjoint_meta.solvers.linearised import Linearised
 from adjoint_meta.solvers.stepper import VJP, Time
 
 from .problem import Problem
@@ -85,7 +86,7 @@ class GradientFlow:
         energy = self.problem.support_losses(phi)
         return energy + self.proximal * (phi - self.theta).square().sum(dim=1) / 2 if self._pulled else energy
 
-    def linearise(self, t: Time, phi: Tensor) -> LinearisedFlow:
+    def linearise(self, t: Time, phi: Tensor) -> Linearised:
         """Return the flow near φ, with one graph for all its products."""
         return LinearisedFlow(self, phi)
 

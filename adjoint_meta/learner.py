@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -59,6 +60,7 @@ class MetaLearner(nn.Module):
     """
 
     steepest: Tensor
+    warm: Tensor
 
     def __init__(
         self,
@@ -88,16 +90,7 @@ class MetaLearner(nn.Module):
         self.model = model
         self.method = method
         self._rows = ParameterRows(model, adapt)
-        if self._rows.psi.names and not method.shares:
-            raise ValueError(
-                f"{type(method).__name__} has no gradient for shared parameters; adapt all of them, or freeze the "
-                "others with requires_grad_(False)"
-            )
-        if method.partial and not self._rows.psi.names:
-            raise ValueError(
-                f"{type(method).__name__} adapts a part of the parameters and shares the others; say which adapt, such "
-                'as adapt="head.*"'
-            )
+        method.check_shared(bool(self._rows.psi.names))
         like = next(p for p in model.parameters() if p.requires_grad)
         check_autocast(autocast, like)
         self._batched = BatchedModel(model, loss, self._rows, remat, autocast, self.engine.choose)
@@ -106,6 +99,9 @@ class MetaLearner(nn.Module):
         if method.watches:
             # Where the losses curved most so far, [P]; part of the state, so that a resumed run takes the same steps.
             self.register_buffer("steepest", torch.zeros(self._rows.theta.size).to(like))
+        if method.returning:
+            # Where the tasks ended at the last meta-step; see `Problem`.
+            self.register_buffer("warm", torch.zeros(2, method.returning, self._rows.theta.size).to(like))
         # On a log scale the hyperparameters stay positive under any optimiser.
         self.log_hyper = nn.ParameterDict(
             {name: nn.Parameter(method.initial(name, self._rows.theta.size).to(like).log()) for name in method.learned}
@@ -160,11 +156,15 @@ class MetaLearner(nn.Module):
 
         def attempt() -> RowGradients:
             problem, theta = self._problem(support, query)
+            if self.method.returning and bool(self.warm.any()):
+                problem = replace(problem, warm=self.warm)
             return meta_gradient(self.method, problem, theta, self.hyper)
 
         with twice_differentiable(), blaming_data(support, query):
             found = self._curvature.fit(attempt, support, query)
         self._remember(found.stats.pop("vector", None))
+        if self.method.returning:
+            self.warm.copy_(found.stats.pop("warm"))
         return found
 
     def _remember(self, vectors: Tensor | None) -> None:
@@ -245,7 +245,7 @@ class MetaLearner(nn.Module):
         check_module(self.model)
         if not isinstance(support, Batch):
             raise TypeError(f"the support must be a Batch(x, y), got {type(support).__name__}")
-        support, query = _ordinary(support), None if query is None else _ordinary(query)
+        support, query = support.ordinary(), None if query is None else query.ordinary()
         theta, psi = self._rows.read(self.model)
         check_autocast(self._batched.autocast, theta)
         self._curvature.programs.refresh()
@@ -294,10 +294,3 @@ def _parts(tasks: TaskBatch) -> tuple[Batch, Batch]:
     if not isinstance(tasks, TaskBatch):
         raise TypeError(f"expected a TaskBatch(support=Batch(x, y), query=Batch(x, y)), got {type(tasks).__name__}")
     return tasks.support, tasks.query
-
-
-def _ordinary(batch: Batch) -> Batch:
-    """Return the batch with tensors that autograd may save; those made under inference mode are copied."""
-    if not (batch.x.is_inference() or batch.y.is_inference()):
-        return batch
-    return Batch(batch.x.clone(), batch.y.clone(), batch.mask)

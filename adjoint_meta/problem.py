@@ -22,6 +22,8 @@ class Problem:
         support: the points L_s is taken on.
         query: the points L_q is taken on; ``None`` when the tasks are only adapted.
         steepest: the direction in which earlier batches curved most, shape ``[P]``, where power iteration may start.
+        warm: where the adapted parameters and what the method solves for ended when these tasks were last here, shape
+            ``[2, tasks, P]``.
         extended: what support and query losses read, where ψ is extended by features that do not depend on φ.
     """
 
@@ -30,6 +32,7 @@ class Problem:
     support: Batch
     query: Batch | None = None
     steepest: Tensor | None = None
+    warm: Tensor | None = None
     extended: tuple[Extended, Extended | None] | None = None
 
     @classmethod
@@ -39,7 +42,7 @@ class Problem:
         """Return the problem with all that does not depend on φ evaluated."""
         inner = curvature.extend(psi, support)
         outer = None if query is None else curvature.extend(psi, query)
-        return cls(curvature, inner.psi, inner.batch, outer and outer.batch, steepest, (inner, outer))
+        return cls(curvature, inner.psi, inner.batch, outer and outer.batch, steepest, extended=(inner, outer))
 
     def shared_gradient(self, support: Tensor, query: Tensor) -> Tensor:
         """Return the gradient in all shared parameters ``[Q]`` from those that came through either loss."""

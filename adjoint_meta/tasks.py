@@ -78,6 +78,12 @@ class Batch:
 
         return self._map(move)
 
+    def ordinary(self) -> Batch:
+        """Return the batch with tensors that autograd may save; those made under inference mode are copied."""
+        if not (self.x.is_inference() or self.y.is_inference()):
+            return self
+        return Batch(self.x.clone(), self.y.clone(), self.mask)
+
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         mask, kept = (None if tensor is None else change(tensor) for tensor in (self.mask, self.kept))
         return Batch(change(self.x), change(self.y), mask, kept)

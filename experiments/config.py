@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
-from adjoint_meta.meta_gradients import ANIL, FOMAML, MAML, AdjointMAML, ImplicitMAML, Method, Reptile
+from adjoint_meta.meta_gradients import ANIL, FOMAML, MAML, AdjointMAML, ImplicitMAML, MemoryReduced, Method, Reptile
 from adjoint_meta.solvers import checks
 
 from .conv_nets import Conv4, ResNet12
@@ -24,6 +24,7 @@ METHODS: dict[str, type[Method]] = {
     "fomaml": FOMAML,
     "reptile": Reptile,
     "anil": ANIL,
+    "memory-reduced": MemoryReduced,
 }
 
 NETWORKS: dict[str, type[Network]] = {"mlp": MLP, "conv4": Conv4, "resnet12": ResNet12}

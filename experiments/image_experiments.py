@@ -105,10 +105,11 @@ def _methods(
         "fomaml": maml,
         "reptile": descent,
         "anil": {"steps": 5, "inner_lr": 0.4},
+        "memory-reduced": {"steps": 20, "inner_lr": 0.05, "cg_steps": 20, "damping": 0.01},
     }
 
 
-# Rajeswaran et al. 2019: 16 steps of 0.1 and λ = 2 for 5 ways; Finn et al. 2017: one step of 0.4; Li et al. 2023: T = 0.5.
+# 5 ways. Rajeswaran et al. 2019: 16 steps of 0.1, λ = 2; Finn et al. 2017: one step of 0.4; Li et al. 2023: T = 0.5.
 _CHARACTERS = _methods(0.1, 16, {"steps": 1, "inner_lr": 0.4}, proximal=2.0, horizon=0.5)
 # Finn et al. 2017: 5 steps of 0.01; Rajeswaran et al. 2019: 10 steps and λ = 0.5.
 _PHOTOGRAPHS = _methods(0.01, 10, {"steps": 5, "inner_lr": 0.01}, proximal=0.5, horizon=0.5)

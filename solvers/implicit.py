@@ -14,7 +14,8 @@ from torch import Tensor
 
 from . import checks
 from .linear import conjugate_gradient
-from .newton_cg import NewtonInfo, NewtonResult, Stage, linearise, newton_cg
+from .linearised import linearise
+from .newton_cg import NewtonInfo, NewtonResult, Stage, newton_cg
 from .solution import Status, raise_if_failed
 from .stepper import DifferentiableField, Step, StepCotangents, Time, add, stretch
 

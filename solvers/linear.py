@@ -175,8 +175,10 @@ def neumann_series(matvec: MatVec, b: Tensor, *, scale: float, steps: int) -> tu
         total = total + term
         norm, before = torch.linalg.vector_norm(term, dim=1), norm
     residual = _relative(norm, b)
-    # The terms of a convergent series shrink, down to rounding; a comparison with NaN is false, so NaN diverges too.
-    shrinks = (norm <= before) | (residual <= torch.finfo(b.dtype).eps)
+    # The terms of a convergent series shrink, down to rounding, and in the null space of A stay what they are; a
+    # comparison with NaN is false, so NaN diverges too.
+    eps = torch.finfo(b.dtype).eps
+    shrinks = (norm <= before * (1 + 8 * eps)) | (residual <= eps)
     codes = torch.where(shrinks, Status.SUCCESS.code, Status.DIVERGED.code)
     return scale * total, LinearInfo(torch.full_like(codes, steps), residual, codes, steps)
 

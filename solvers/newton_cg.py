@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import checks
 from .linear import conjugate_gradient
+from .linearised import Linearised, linearise
 from .solution import Status, statuses
 from .stepper import DifferentiableField, Time, stretch
 
@@ -19,35 +21,6 @@ from .stepper import DifferentiableField, Time, stretch
 _NEAR, _FAR_TOL, _NEAR_TOL = 1e-2, 1e-1, 1e-4
 # Sufficient decrease (Nocedal and Wright, 3.1), and how often a step may be shortened, at most tenfold each time.
 _ARMIJO, _SHORTENINGS = 1e-4, 30
-
-
-class Linearised(Protocol):
-    """A field near one (t, y), ready for any number of products."""
-
-    @property
-    def value(self) -> Tensor:
-        """f(t, y), shape ``[rows, P]``."""
-        ...
-
-    def product(self, w: Tensor, /) -> Tensor:
-        """Return wᵀ ∂f/∂y, shape ``[rows, P]``."""
-        ...
-
-
-class LinearisableField(DifferentiableField, Protocol):
-    """A field that keeps one graph for all products at a state; without `linearise` each product is a `vjp`."""
-
-    def linearise(self, t: Time, y: Tensor, /) -> Linearised:
-        """Return the field near (t, y)."""
-        ...
-
-
-class PotentialField(DifferentiableField, Protocol):
-    """A field f = −∇E that knows E; without `potential` the line search estimates its differences from f."""
-
-    def potential(self, t: Time, y: Tensor, /) -> Tensor:
-        """Return E(t, y), shape ``[rows]``."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -103,7 +76,14 @@ class NewtonResult(NamedTuple):
 
 
 def newton_cg(
-    stage: Stage, start: Tensor, *, tol: float = 1e-10, max_steps: int = 100, cg_steps: int = 1000
+    stage: Stage,
+    start: Tensor,
+    *,
+    tol: float = 1e-10,
+    fall: float = 0.0,
+    max_steps: int = 100,
+    cg_steps: int = 1000,
+    cg_tol: float | None = None,
 ) -> NewtonResult:
     """Solve a stage by Newton's method with truncated CG and backtracking, every row on its own.
 
@@ -120,8 +100,10 @@ def newton_cg(
         stage: the equation.
         start: where to start, shape ``[rows, P]``.
         tol: as above.
+        fall: share of its first ‖residual‖ at which a row is done, too.
         max_steps: most Newton steps.
         cg_steps: most steps of each linear solve, 2P at most; one cut short still leads downhill.
+        cg_tol: relative residual of each linear solve; ``None`` is rough, and more so far from the solution.
 
     Returns:
         The solution, f there, and a `NewtonInfo`, which reports the rows that failed: ``NEWTON``, or ``NON_FINITE``
@@ -133,17 +115,19 @@ def newton_cg(
     first = at.norm
     steps = cg = torch.zeros_like(first, dtype=torch.long)
     unusable = stuck = ~torch.isfinite(first)
-    done = at.converged(tol)
+    bound = fall * first
+    done = at.converged(tol) | (at.norm <= bound)
     for _ in range(max_steps):
         running = ~(done | stuck)
         if not running.any():
             break
-        d, taken = _direction(operator, running, at.norm <= _NEAR * first, cg_steps)
+        d, taken = _direction(operator, _linear_solves(running, at.norm <= _NEAR * first, cg_tol), cg_steps)
         after, moved = _backtrack(at, d, running)
         steps, cg = steps + moved, cg + taken
         stalled = ~(after.norm <= 0.5 * at.norm) & (_norm(d) <= math.sqrt(eps) * after.size)
         at = operator.at = after
-        done = done | (running & (at.converged(tol) | (stalled & (at.norm <= eps * operator.norm * at.size))))
+        reached = at.converged(tol) | (at.norm <= bound)
+        done = done | (running & (reached | (stalled & (at.norm <= eps * operator.norm * at.size))))
         stuck = stuck | (running & ~moved & ~done)
     codes = torch.where(unusable, Status.NON_FINITE.code, Status.NEWTON.code)
     codes = torch.where(done, Status.SUCCESS.code, codes)
@@ -221,36 +205,19 @@ class _Operator:
         return product
 
 
-class _Pullbacks(NamedTuple):
-    """A field near (t, y), by one pullback a product."""
-
-    field: DifferentiableField
-    t: Time
-    y: Tensor
-
-    @property
-    def value(self) -> Tensor:
-        return self.field(self.t, self.y)
-
-    def product(self, w: Tensor) -> Tensor:
-        return self.field.vjp(self.t, self.y, w).state
+def _linear_solves(running: Tensor, near: Tensor, tol: float | None) -> Sequence[tuple[Tensor, float]]:
+    """Return the rows that are solved for together, and how far: CG has one tolerance for all its rows."""
+    return ((running & ~near, _FAR_TOL), (running & near, _NEAR_TOL)) if tol is None else ((running, tol),)
 
 
-def linearise(field: Any, t: Time, y: Tensor) -> Linearised:
-    """Return the field near (t, y): by its own `linearise`, or else by one pullback a product."""
-    if callable(getattr(field, "linearise", None)):
-        linear: Linearised = field.linearise(t, y)
-        return linear
-    return _Pullbacks(field, t, y)
-
-
-def _direction(operator: _Operator, running: Tensor, near: Tensor, cg_steps: int) -> tuple[Tensor, Tensor]:
+def _direction(operator: _Operator, solves: Sequence[tuple[Tensor, float]], cg_steps: int) -> tuple[Tensor, Tensor]:
     """Return a direction downhill on Φ, ``[rows, P]``, and the steps of CG, ``[rows]``; zero where nothing runs."""
     g = operator.at.residual
     d = torch.zeros_like(g)
+    running = torch.zeros_like(g[:, 0], dtype=torch.bool)
     steps = torch.zeros_like(running, dtype=torch.long)
-    # CG has one tolerance for all its rows, so the far and the near ones are solved apart.
-    for chosen, tol in ((running & ~near, _FAR_TOL), (running & near, _NEAR_TOL)):
+    for chosen, tol in solves:
+        running = running | chosen
         if chosen.any():
             b = torch.where(chosen[:, None], -g, 0.0)
             part, info = conjugate_gradient(operator, b, tol=tol, max_steps=min(cg_steps, 2 * g.shape[1]))

@@ -78,6 +78,31 @@ class Method(ABC):
         return False
 
     @property
+    def returning(self) -> int:
+        """How many tasks go on at each meta-step from where the one before left them; 0 if all start anew."""
+        return 0
+
+    def check_shared(self, shared: bool) -> None:
+        """Refuse a division of the parameters that would leave some without a gradient, or all.
+
+        Args:
+            shared: whether some do not adapt.
+
+        Raises:
+            ValueError: with the way out.
+        """
+        if shared and not self.shares:
+            raise ValueError(
+                f"{type(self).__name__} has no gradient for shared parameters; adapt all of them, or freeze the others "
+                "with requires_grad_(False)"
+            )
+        if not shared and self.partial:
+            raise ValueError(
+                f"{type(self).__name__} learns what tasks share, and all parameters adapt; adapt only some of them, "
+                "such as adapt='head.*'"
+            )
+
+    @property
     def learned(self) -> tuple[str, ...]:
         """The hyperparameters that are to be learned."""
         return tuple(getattr(self, "learn", ()))

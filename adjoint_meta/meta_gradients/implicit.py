@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,15 +9,16 @@ import torch
 from torch import Tensor
 
 from adjoint_meta.adaptation import GradientFlow
-from adjoint_meta.compiled_cg import advance
 from adjoint_meta.curvature import ChunkedLinearisation
 from adjoint_meta.descent import descend
+from adjoint_meta.newton import minimise
 from adjoint_meta.problem import Problem
 from adjoint_meta.solvers import checks
-from adjoint_meta.solvers.linear import LinearInfo, MatVec, conjugate_gradient
+from adjoint_meta.solvers.linear import MatVec
 from adjoint_meta.solvers.solution import Status, finite_codes, raise_if_failed
 
 from .base import Adapted, Hyper, Method, Pullback
+from .inversion import invert
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,14 @@ class ImplicitMAML(Method):
 
     Args:
         proximal: λ.
-        steps: most inner gradient steps on the proximal objective.
-        inner_lr: their size α, stable while α(‖H‖ + λ) < 2.
+        steps: most inner steps on the proximal objective.
+        inner_lr: size α of gradient steps, stable while α(‖H‖ + λ) < 2; Newton's method finds its own.
         inner_tol: stop a task when its gradient has fallen by this factor; 0 takes all steps.
-        cg_steps: most CG steps; 0 leaves g = c.
+        cg_steps: most CG steps, for g and for a direction of Newton's method; 0 leaves g = c.
         cg_tol: relative residual at which CG stops.
-        inner: inner minimiser; ``"gd"`` is gradient descent.
+        inner: inner minimiser; ``"gd"`` is gradient descent. ``"newton-cg"`` is the paper's Hessian-free variant:
+            each step solves (H + λI) d = −∇G by CG, which stops at negative curvature, so that d leads downhill
+            wherever it is, and backtracks along d until the objective G has fallen enough.
         curvature: ``"hessian"``, or ``"ggn"`` for the Gauss-Newton product, which is never indefinite.
         variant: ``"paper"``, or ``"released"`` for what the authors' code does: plain gradient steps, one step
             on the proximal term at the end, and CG on 2v + Hv/(λ + 10).
@@ -65,15 +67,23 @@ class ImplicitMAML(Method):
         checks.at_least("inner_tol", self.inner_tol, 0.0)
         checks.count("cg_steps", self.cg_steps, least=0)
         checks.at_least("cg_tol", self.cg_tol, 0.0)
-        checks.one_of("inner", self.inner, ("gd",))
+        checks.one_of("inner", self.inner, ("gd", "newton-cg"))
         checks.one_of("curvature", self.curvature, ("hessian", "ggn"))
         checks.one_of("variant", self.variant, ("paper", "released"))
         self._check_learn()
         if self.variant == "released" and self.learn:
             raise ValueError("variant='released' has no exact gradient for λ; learn it with variant='paper'")
+        if self.variant == "released" and self.inner != "gd":
+            raise ValueError("variant='released' is gradient descent; use inner='newton-cg' with variant='paper'")
 
     def adapt(self, problem: Problem, theta: Tensor, hyper: Hyper) -> Tensor:
-        """Minimise the proximal objective by gradient descent from θ."""
+        """Minimise the proximal objective from θ."""
+        return self._minimise(problem, theta, hyper)[0]
+
+    def _minimise(self, problem: Problem, theta: Tensor, hyper: Hyper) -> tuple[Tensor, dict[str, object]]:
+        """Return φ, and statistics of how it was found."""
+        if self.inner == "newton-cg":
+            return self._newton(problem, theta, hyper)
         flow = self._flow(problem, theta, hyper)
         if self.variant == "released":
             phi = descend(GradientFlow(problem, theta), theta, self.inner_lr, self.steps, self.inner_tol)
@@ -81,13 +91,28 @@ class ImplicitMAML(Method):
         else:
             phi = descend(flow, theta, self.inner_lr, self.steps, self.inner_tol)
         raise_if_failed("the inner solve", finite_codes(phi))
-        return phi
+        return phi, {}
+
+    def _newton(self, problem: Problem, theta: Tensor, hyper: Hyper) -> tuple[Tensor, dict[str, object]]:
+        flow = self._flow(problem, theta, hyper)
+        found = minimise(
+            problem,
+            theta,
+            flow.proximal,
+            gauss_newton=self.curvature == "ggn",
+            steps=self.steps,
+            tol=self.inner_tol,
+            cg_steps=self.cg_steps,
+            cg_tol=self.cg_tol,
+        )
+        # That the steps did not reach the tolerance is no failure: there are only so many.
+        raise_if_failed("the inner solve", found.info.codes, (Status.SUCCESS, Status.NEWTON))
+        return found.y, {"inner_steps": found.info.steps, "inner_cg_iterations": found.info.cg_steps}
 
     def solve(self, problem: Problem, theta: Tensor, hyper: Hyper) -> Adapted:
         """Minimise, and return the pullback through the minimiser."""
-        phi = self.adapt(problem, theta, hyper)
+        phi, stats = self._minimise(problem, theta, hyper)
         flow = self._flow(problem, theta, hyper)
-        stats: dict[str, object] = {}
 
         def pullback(c: Tensor) -> Pullback:
             linear = problem.linearise(phi)
@@ -114,28 +139,8 @@ class ImplicitMAML(Method):
     ) -> Tensor:
         if self.cg_steps == 0:
             return c
-        g, info = conjugate_gradient(
-            self._operator(flow, linear, phi),
-            c,
-            tol=self.cg_tol,
-            max_steps=self.cg_steps,
-            advance=advance(flow, linear, phi, self._operator, (self.curvature, self.variant)),
-        )
+        options = {"tol": self.cg_tol, "max_steps": self.cg_steps}
+        g, found = invert(self._operator, (self.curvature, self.variant), flow, linear, phi, c, **options)
+        stats |= found
         # A task whose very first direction fails has no iterate; the first-order gradient c is what 0 CG steps give.
-        g = torch.where((info.steps == 0)[:, None], c, g)
-        _warn_if_indefinite(info, torch.isfinite(c).all(dim=1))
-        stats |= {"cg_iterations": info.steps, "cg_residual": info.residual, "cg_status": info.codes}
-        return g
-
-
-def _warn_if_indefinite(info: LinearInfo, finite: Tensor) -> None:
-    """Warn of tasks whose operator failed; a cotangent that is not finite fails the whole meta-gradient instead."""
-    suspects = (Status.NEGATIVE_CURVATURE, Status.BREAKDOWN)
-    bad = [status for status, fine in zip(info.status, finite.tolist(), strict=True) if fine and status in suspects]
-    if bad:
-        warnings.warn(
-            f"conjugate gradients stopped early in {len(bad)} of {len(info.status)} tasks, whose meta-gradient is "
-            f"the last iterate or, without one, first-order. {bad[0].value}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        return torch.where((found["cg_iterations"] == 0)[:, None], c, g)

@@ -115,6 +115,6 @@ def test_anil_on_a_networks_head_is_reverse_mode_through_its_steps(name, generat
 
 def test_anil_wants_to_know_the_head():
     model = Conv4(2).build((1, 16, 16), 3, seed=0)
-    with pytest.raises(ValueError, match=r'ANIL adapts a part .* such as adapt="head'):
+    with pytest.raises(ValueError, match=r"ANIL learns what tasks share, .* such as adapt='head"):
         MetaLearner(model, nn.CrossEntropyLoss(), ANIL())
     assert isinstance(ANIL(), MAML)
