@@ -7,11 +7,8 @@ from pathlib import Path
 
 import click
 
-from .options import data_dir_option, data_dir_words, json_option
+from .options import data_dir_option, data_dir_words, jobs_option, jobs_words, json_option
 from .studies import long_work, show_report
-
-jobs_option = click.option("--jobs", type=int, metavar="N", help="Processes at once; else one a core, up to 8.")
-
 
 @click.command(name="compare")
 @click.argument("experiment")
@@ -64,6 +61,7 @@ def command(
             *(word for assignment in assignments for word in ("--set", assignment)),
             *(() if device is None else ("--device", device)),
             *("--out", str(folder)),
+            *jobs_words(jobs),
             *data_dir_words(data_dir),
         ]
     )

@@ -181,5 +181,12 @@ def _records(comparison: Comparison) -> list[dict[str, Any]]:
     return found
 
 
-FIG2_COSMIXTURE = Study("Figure 2 of A-MAML: CosMixture regression, three test protocols", partial(run, "cosmixture"))
-FIG2_ALPINE = Study("Figure 2 of A-MAML: Alpine regression, three test protocols", partial(run, "alpine"))
+FIG2_COSMIXTURE, FIG2_ALPINE = (
+    Study(
+        f"Figure 2 of A-MAML: {name} regression, three test protocols",
+        partial(run, name.lower()),
+        side_by_side=True,
+        on_gpu=True,
+    )
+    for name in ("CosMixture", "Alpine")
+)

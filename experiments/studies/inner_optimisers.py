@@ -195,12 +195,12 @@ def measure(subject: Subject, minimum: Minimum, name: str, rate: float | None, b
     moved = (minimum.phi - subject.theta).norm(dim=1)
     records = []
     for reached in path(subject.problem(), subject.theta, proximal, name, rate, places):
-        if not bool(torch.isfinite(reached.phi).all()):
-            break
         gradient = implicit_gradient(subject, reached.phi, proximal)
         distance = (reached.phi - minimum.phi).norm(dim=1) / moved
         error = (gradient - minimum.gradient).norm(dim=1) / minimum.gradient.norm(dim=1)
         slope = (subject.problem().gradient(reached.phi) + proximal * (reached.phi - subject.theta)).norm(dim=1)
+        if not bool(torch.isfinite(torch.stack([distance, error, slope])).all()):  # it diverges at this rate
+            break
         shared = {"optimiser": name, "rate": rate, "lambda": proximal, "steps": reached.steps}
         cost = {"evaluations": reached.evaluations, "seconds": reached.seconds}
         records += [

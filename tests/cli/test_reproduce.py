@@ -12,6 +12,7 @@ import torch
 
 from adjoint_meta.experiments.run_directory import read_metrics
 from adjoint_meta.experiments.studies import figure2, ratings_tables
+from adjoint_meta.experiments.studies.catalogue import STUDIES
 from adjoint_meta.experiments.studies.published_curves import COLUMNS_CF, EPOCHS_2, FIGURE_2, TABLES_CF
 
 DATA = os.environ.get("ADJOINT_META_DATA", "")
@@ -99,12 +100,30 @@ def test_missing_data_are_named(call, tmp_path):
         (["cf-table1", "--budget", "quik"], "quick"),
         (["cf-table1", "--jobs", "0"], "jobs"),
         (["cf-table1", "--device", "cuda:7"], "cuda"),
+        (["precision", "--jobs", "2"], "precision works in one process, got --jobs 2"),
+        (["efficiency", "--jobs", "0"], "jobs"),
     ],
 )
 def test_wrong_arguments_are_refused_in_one_line(call, tmp_path, arguments, message):
     code, _, errors = call(*arguments, "--out", tmp_path / "no")
     assert code == 2 and message in errors and len(errors.strip().splitlines()) == 1
     assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("name", ["meta-gradient-error", "precision", "failure-modes", "inner-optimisers"])
+def test_a_study_of_the_cpu_refuses_a_gpu(monkeypatch, name):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match=f"{name} computes on the CPU, got --device cuda; leave --device out"):
+        STUDIES[name].resources(name, None, "cuda")
+    assert STUDIES[name].resources(name, None, "auto") == (1, "cpu")
+
+
+def test_what_was_computed_on_another_device_is_left_alone(call, tmp_path):
+    identity = {"command": "reproduce", "study": "precision", "budget": "quick", "device": "cuda"}
+    (tmp_path / "study.json").write_text(json.dumps(identity))
+    code, _, errors = call("precision", "--out", tmp_path)
+    assert code == 2 and "device is 'cuda' there, 'cpu' here; choose another --out" in errors
 
 
 def test_a_directory_of_another_study_is_left_alone(call, monkeypatch, tmp_path):
