@@ -10,6 +10,7 @@ import click
 from .options import data_dir_option, data_dir_words, jobs_option, jobs_words, json_option
 from .studies import long_work, show_report
 
+
 @click.command(name="compare")
 @click.argument("experiment")
 @click.option("--methods", "names", required=True, metavar="A,B,…", help="Such as adjoint,imaml,maml:steps=50.")
@@ -65,8 +66,15 @@ def command(
             *data_dir_words(data_dir),
         ]
     )
+    count = processes(jobs, device)
     with long_work(again) as (show, stop):
-        finished = work(planned, processes=processes(jobs, device), data_dir=data_dir, observe=show, should_stop=stop)
-    setting = {"meta-steps": planned[0].config.meta_steps, "seeds": seeds, "methods": ", ".join(methods)}
+        finished = work(planned, processes=count, data_dir=data_dir, observe=show, should_stop=stop)
+    setting = {
+        "meta-steps": planned[0].config.meta_steps,
+        "seeds": seeds,
+        "methods": ", ".join(methods),
+        "device": finished[0].summary["device"],
+        "processes at once": count,
+    }
     report = comparison_report.report(experiment, comparison.Comparison.of(finished), range(seeds), setting)
     show_report(report, write(report, folder, again), folder, as_json)

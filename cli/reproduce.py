@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -42,4 +43,6 @@ def command(
     again = shlex.join([*words, *jobs_words(jobs), *data_dir_words(data_dir)])
     with long_work(again) as (show, stop):
         report = chosen.run(Setting(budget, folder, data_dir, count, place, show, stop))
+    used = {"processes at once": count} if chosen.side_by_side else {}
+    report = replace(report, setting={"device": str(choose_device(place)), **report.setting, **used})
     show_report(report, write(report, folder, again), folder, as_json)

@@ -120,10 +120,7 @@ class Comparison:
     def adam(self, method: str) -> dict[int, Values]:
         """Return the metric ``[seeds, tasks]`` by epochs of Adam; empty if there were none."""
         epochs = self.runs[method][0].outcomes["adam"]
-        return {
-            int(epoch): _values([each.outcomes["adam"][epoch] for each in self.runs[method]])
-            for epoch in epochs
-        }
+        return {int(epoch): _values([each.outcomes["adam"][epoch] for each in self.runs[method]]) for epoch in epochs}
 
     def mean(self, method: str, key: str) -> float:
         """Return a figure of the summaries, averaged over seeds, such as ``seconds_per_meta_step``."""

@@ -79,8 +79,8 @@ def holm(p: Sequence[float]) -> list[float]:
 # How orderings are tested, for a reader.
 TEST = (
     "Orderings are by mean; the best is called better than another method where Wilcoxon's signed-rank test, paired "
-    "over test tasks and Holm-adjusted for the number of methods, says so at the 5 % level and in the same direction. It "
-    "speaks of the initialisations that were trained here: how they would vary over seeds is no part of it."
+    "over test tasks and Holm-adjusted for the number of methods, says so at the 5 % level and in the same direction. "
+    "It speaks of the initialisations that were trained here: how they would vary over seeds is no part of it."
 )
 
 

@@ -16,7 +16,9 @@ STUDIES: dict[str, Study] = {
     "fig2-alpine": FIG2_ALPINE,
     "cf-table1": CF_TABLE1,
     "cf-table2": CF_TABLE2,
-    "imaml-accuracy": Study("iMAML's Fig. 2a: error of the meta-gradient on linear regression", imaml_accuracy.run, on_gpu=True),
+    "imaml-accuracy": Study(
+        "iMAML's Fig. 2a: error of the meta-gradient on linear regression", imaml_accuracy.run, on_gpu=True
+    ),
     "implicit-to-flow": Study(
         "From iMAML (one implicit step) to the exact flow: gradient distance and test error",
         implicit_to_flow.run,
