@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+from copy import deepcopy
 from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from adjoint_meta.experiments.run_directory import read_metrics
+from adjoint_meta import checkpoint
+from adjoint_meta.experiments.prepare import prepare
+from adjoint_meta.experiments.run_directory import RunDirectory, read_metrics
 from adjoint_meta.experiments.studies import figure2, ratings_tables
 from adjoint_meta.experiments.studies.catalogue import STUDIES
 from adjoint_meta.experiments.studies.published_curves import COLUMNS_CF, EPOCHS_2, FIGURE_2, TABLES_CF
@@ -41,6 +44,25 @@ def check_files(out, pictures):
     return results
 
 
+def check_fitted_points(out, records):
+    """The error on fitted points after the last epoch, by torch's own Adam on the module, one task at a time."""
+    directory = RunDirectory(out / "50shot-50val" / "runs" / "a-maml" / "seed-0")
+    prepared = prepare(directory.read_config())
+    checkpoint.load_module(prepared.learner, directory.read_checkpoint()["trainer"]["model"], "it")
+    support = prepared.place(prepared.experiment.test).support
+    errors = []
+    for x, y in zip(support.x, support.y, strict=True):
+        model = deepcopy(prepared.learner.model)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=1e-6)
+        for _ in range(10):
+            optimizer.zero_grad()
+            (0.5 * (model(x) - y).square().mean()).backward()
+            optimizer.step()
+        errors.append(float((model(x) - y).detach().square().mean().sqrt()))
+    (record,) = [r for r in records if r["when"] == "adam, fitted points" and r["epoch"] == 10]
+    assert record["nRMSE"] == pytest.approx(sum(errors) / len(errors), rel=1e-4)
+
+
 def test_figure_2(call, monkeypatch, tmp_path):
     monkeypatch.setitem(figure2.BUDGETS, "quick", figure2.Budget(1, epochs=10, tasks=4, shots=(50,)))
     out = tmp_path / "fig"
@@ -59,6 +81,8 @@ def test_figure_2(call, monkeypatch, tmp_path):
     ]
     assert record["nRMSE"] == pytest.approx(sum(own["adam"]["10"]) / 4)
     assert "0.989" in text  # the paper's Reptile at epoch 0
+    assert any("5 end with a smaller error on 50 points than on 100" in line for line in results["findings"])
+    check_fitted_points(out, results["records"])
 
     before = {path: path.stat().st_mtime_ns for path in out.rglob("checkpoint.pt")}
     code, _, errors = call("fig2-alpine", "--out", out, "--jobs", 1)
