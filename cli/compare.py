@@ -7,10 +7,8 @@ from pathlib import Path
 
 import click
 
-from .options import data_dir_option, data_dir_words, json_option
+from .options import data_dir_option, data_dir_words, jobs_option, jobs_words, json_option
 from .studies import long_work, show_report
-
-jobs_option = click.option("--jobs", type=int, metavar="N", help="Processes at once; else one a core, up to 8.")
 
 
 @click.command(name="compare")
@@ -64,11 +62,19 @@ def command(
             *(word for assignment in assignments for word in ("--set", assignment)),
             *(() if device is None else ("--device", device)),
             *("--out", str(folder)),
+            *jobs_words(jobs),
             *data_dir_words(data_dir),
         ]
     )
+    count = processes(jobs, device)
     with long_work(again) as (show, stop):
-        finished = work(planned, processes=processes(jobs, device), data_dir=data_dir, observe=show, should_stop=stop)
-    setting = {"meta-steps": planned[0].config.meta_steps, "seeds": seeds, "methods": ", ".join(methods)}
+        finished = work(planned, processes=count, data_dir=data_dir, observe=show, should_stop=stop)
+    setting = {
+        "meta-steps": planned[0].config.meta_steps,
+        "seeds": seeds,
+        "methods": ", ".join(methods),
+        "device": finished[0].summary["device"],
+        "processes at once": count,
+    }
     report = comparison_report.report(experiment, comparison.Comparison.of(finished), range(seeds), setting)
     show_report(report, write(report, folder, again), folder, as_json)

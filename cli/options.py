@@ -21,6 +21,13 @@ data_dir_option = click.option(
     help="Where data sets lie; else ADJOINT_META_DATA, else the user's cache.",
 )
 
+jobs_option = click.option("--jobs", type=int, metavar="N", help="Processes at once; else one a core, up to 8.")
+
+
+def jobs_words(jobs: int | None) -> list[str]:
+    """Return the option as it was given, for a command that goes on."""
+    return [] if jobs is None else ["--jobs", str(jobs)]
+
 
 def data_dir_words(data_dir: Path | None) -> list[str]:
     """Return the option as it was given, for a command that goes on."""

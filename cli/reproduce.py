@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
-from .compare import jobs_option
-from .options import data_dir_option, data_dir_words, json_option
+from .options import data_dir_option, data_dir_words, jobs_option, jobs_words, json_option
 from .studies import long_work, show_report
 
 
@@ -28,7 +28,7 @@ def command(
     The directory gets report.html, which needs no other file, its tables as Markdown and CSV, the pictures as PNG and
     SVG, and results.json. The same command goes on with an interrupted study, and skips what is finished.
     """
-    from adjoint_meta.experiments.crew import processes
+    from adjoint_meta.experiments.prepare import choose_device
     from adjoint_meta.experiments.report import write
     from adjoint_meta.experiments.studies.catalogue import STUDIES
     from adjoint_meta.experiments.studies.study import Setting, claim
@@ -36,11 +36,13 @@ def command(
 
     chosen = STUDIES[checks.one_of("study", study, STUDIES)]
     checks.one_of("budget", budget, ("quick", "full"))
-    count = processes(jobs, device)
+    count, place = chosen.resources(study, jobs, device)
     folder = out or Path("runs") / f"{study}-{budget}"
-    claim(folder, {"command": "reproduce", "study": study, "budget": budget})
+    claim(folder, {"command": "reproduce", "study": study, "budget": budget, "device": str(choose_device(place))})
     words = ["adjoint-meta", "reproduce", study, "--budget", budget, "--device", device, "--out", str(folder)]
-    again = shlex.join([*words, *data_dir_words(data_dir)])
+    again = shlex.join([*words, *jobs_words(jobs), *data_dir_words(data_dir)])
     with long_work(again) as (show, stop):
-        report = chosen.run(Setting(budget, folder, data_dir, count, device, show, stop))
+        report = chosen.run(Setting(budget, folder, data_dir, count, place, show, stop))
+    used = {"processes at once": count} if chosen.side_by_side else {}
+    report = replace(report, setting={"device": str(choose_device(place)), **report.setting, **used})
     show_report(report, write(report, folder, again), folder, as_json)

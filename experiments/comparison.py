@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -113,21 +114,18 @@ class Comparison:
 
     def values(self, method: str, when: str = "after") -> Values:
         """Return the metric ``[seeds, tasks]``, "before" or "after" the method's own adaptation."""
-        return np.array([each.outcomes[when] for each in self.runs[method]], dtype=float)
+        return _values([each.outcomes[when] for each in self.runs[method]])
 
     def baselines(self) -> dict[str, Values]:
         """Return the baselines' metric ``[seeds, tasks]``."""
         some = next(iter(self.runs.values()))
         names = some[0].outcomes["baselines"]
-        return {name: np.array([each.outcomes["baselines"][name] for each in some], dtype=float) for name in names}
+        return {name: _values([each.outcomes["baselines"][name] for each in some]) for name in names}
 
     def adam(self, method: str) -> dict[int, Values]:
         """Return the metric ``[seeds, tasks]`` by epochs of Adam; empty if there were none."""
         epochs = self.runs[method][0].outcomes["adam"]
-        return {
-            int(epoch): np.array([each.outcomes["adam"][epoch] for each in self.runs[method]], dtype=float)
-            for epoch in epochs
-        }
+        return {int(epoch): _values([each.outcomes["adam"][epoch] for each in self.runs[method]]) for epoch in epochs}
 
     def mean(self, method: str, key: str) -> float:
         """Return a figure of the summaries, averaged over seeds, such as ``seconds_per_meta_step``."""
@@ -180,7 +178,7 @@ class Comparison:
         for name, runs in self.runs.items():
             for each in runs:
                 for when in ("before", "after"):
-                    of: Interval = interval(np.array([each.outcomes[when]], dtype=float))
+                    of: Interval = interval(_values([each.outcomes[when]]))
                     found.append(
                         {
                             "experiment": each.summary["experiment"],
@@ -197,6 +195,11 @@ class Comparison:
                         }
                     )
         return found
+
+
+def _values(outcomes: Sequence[Sequence[float | None]]) -> Values:
+    """Return outcomes as numbers; one that was not finite is as bad as can be, so that its method comes last."""
+    return np.array([[math.inf if value is None else value for value in each] for each in outcomes])
 
 
 def _seconds(run: Finished) -> float:

@@ -27,7 +27,8 @@ def report(experiment: str, comparison: Comparison, seeds: Sequence[int], settin
     note = (
         f"Mean ± half of the 95 % interval over test tasks and {len(seeds)} {plural}, before and after the method's "
         "own inner solve; p: Wilcoxon's signed-rank test paired by seed and task, Holm-adjusted. Seconds, "
-        "evaluations and memory are those of a meta-step, means over seeds; memory is the peak of the process."
+        "evaluations and memory are those of a meta-step, means over seeds; memory is the peak of the process, and "
+        "seconds grow with the number of processes at once."
     )
     return Report(
         title=f"Methods compared on {experiment}",

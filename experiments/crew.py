@@ -151,7 +151,10 @@ def _side_by_side(
     stop, steps = context.Event(), context.SimpleQueue()
     threads = max(1, (os.cpu_count() or 1) // processes)
     with ProcessPoolExecutor(processes, context, _begin, (stop, steps, threads)) as pool:
+        # Ctrl-C reaches every process of the terminal, those too that are still importing; the first one decides.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         waiting: set[Future[None]] = {pool.submit(_make_here, job, data_dir) for job in jobs}
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         try:
             while waiting:
                 done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -173,12 +176,14 @@ _pool: dict[str, Any] = {}
 
 
 def _begin(stop: Any, steps: Any, threads: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of the terminal; the first one decides
     torch.set_num_threads(threads)
     _pool.update(stop=stop, steps=steps, shown=0.0)
 
 
 def _make_here(job: Job, data_dir: Path | None) -> None:
+    if _pool["stop"].is_set():
+        raise run.Interrupted(0)
+
     def step(path: str, number: int) -> None:
         now = time.monotonic()
         if now - _pool["shown"] > 0.2 or number == job.config.meta_steps:

@@ -64,7 +64,7 @@ def run(setting: Setting) -> Report:
         def show(
             step: int, done: int = number * (budget.probes[-1] + 1), what: str = f"{name}, λ = {proximal:g}"
         ) -> None:
-            setting.observe(done + step, total, f"{what}: meta-step {step}")
+            setting.step(done + step, total, f"{what}: meta-step {step}")
 
         show(0)
         records += setting.cell(f"{name}-{proximal:g}", partial(train, setting, name, proximal, budget, show))
@@ -139,4 +139,6 @@ def probe(prepared: Prepared, budget: Budget) -> list[dict[str, Any]]:
     return records
 
 
-ASSUMPTIONS = Study("What iMAML's theory assumes, measured along training: convexity, smoothness, Hessians", run)
+ASSUMPTIONS = Study(
+    "What iMAML's theory assumes, measured along training: convexity, smoothness, Hessians", run, on_gpu=True
+)

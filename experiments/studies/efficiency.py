@@ -53,7 +53,7 @@ def run(setting: Setting) -> Report:
     for number, course in enumerate(budget.courses):
 
         def measured(course: Course = course) -> dict[str, Any]:
-            race = Race(course, budget, device, 1, setting.observe)
+            race = Race(course, budget, device, 1, setting.step)
             try:
                 return {"entries": [_own_seconds(entry, device) for entry in race.run()], "notes": race.notes}
             finally:

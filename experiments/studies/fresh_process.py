@@ -7,6 +7,7 @@ anew. A child's resident set begins with what it shares with the server; only gr
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import sys
 import time
 import warnings
@@ -94,6 +95,7 @@ class FreshProcess:
 
 def _serve(line: Connection, job: Job) -> None:
     """Answer requests until the other end hangs up."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of the terminal; the first one decides
     warnings.simplefilter("ignore")
     try:
         bench = _Bench(job)

@@ -38,6 +38,11 @@ class Findings:
         """Return the flow's own measurements in a case."""
         return next(each for each in self._of(case) if each["solver"] == FLOW)
 
+    @cached_property
+    def first(self) -> dict[tuple[str, float], Mapping[str, Any]]:
+        """One implicit Euler step, which is iMAML, by case; those where it failed are left out."""
+        return {case: each for case in self.cases for each in self.along(case, "implicit_euler") if each["n"] == 1}
+
     def along(self, case: tuple[str, float], solver: str) -> list[Mapping[str, Any]]:
         """Return a solver's measurements by ascending n, without those that failed."""
         return [each for each in self._of(case) if each["solver"] == solver and "failed" not in each]

@@ -47,7 +47,7 @@ def report(found: Findings, setting: Mapping[str, Any]) -> Report:
 def _findings(found: Findings) -> list[str]:
     return [
         *_identity(found),
-        *(_start_of(found, case) for case in found.cases),
+        *(_start_of(found, case) for case in found.first),
         *(_orders(found, solver) for solver in NAMES),
         *_test_error(found),
         f"After meta-training, test error with each one's own adaptation: {found.trained.ordering()}",
@@ -56,7 +56,7 @@ def _findings(found: Findings) -> list[str]:
 
 def _identity(found: Findings) -> list[str]:
     """Return how far iMAML is from one implicit Euler step, over all cases and tasks."""
-    known = {case: found.along(case, "implicit_euler")[0].get("imaml") for case in found.cases}
+    known = {case: first.get("imaml") for case, first in found.first.items()}
     worst = {case: max(values) for case, values in known.items() if values is not None}
     close = [value for value in worst.values() if value < 1e-6]
     lines = []
@@ -81,7 +81,7 @@ def _name(case: tuple[str, float]) -> str:
 
 
 def _start_of(found: Findings, case: tuple[str, float]) -> str:
-    first = found.along(case, "implicit_euler")[0]
+    first = found.first[case]
     gradient, cosine = mean(first["gradient"]), mean(first["cosine"])
     within = {
         share: next(
@@ -91,7 +91,7 @@ def _start_of(found: Findings, case: tuple[str, float]) -> str:
     }
     reached = ", ".join(f"{100 * share:g} % from n = {n}" for share, n in within.items() if n is not None)
     return (
-        f"{_name(case)}: with n = {first['n']} the meta-gradient is {100 * gradient.mean:.0f} ± "
+        f"{_name(case)}: with n = 1 the meta-gradient is {100 * gradient.mean:.0f} ± "
         f"{100 * gradient.half:.0f} % off the flow's (cosine {cosine.mean:.3f}); "
         f"within {reached or '10 % at no n here'}."
     )
@@ -118,12 +118,9 @@ def _orders(found: Findings, solver: str) -> str:
 
 def _test_error(found: Findings) -> list[str]:
     """Return for each case whether one step or the flow adapts better, paired over tasks."""
-    pairs = [
-        [np.array([each["rmse"]]) for each in (found.along(case, "implicit_euler")[0], found.flow(case))]
-        for case in found.cases
-    ]
+    pairs = [[np.array([each["rmse"]]) for each in (first, found.flow(case))] for case, first in found.first.items()]
     lines = []
-    for case, (first, flow), p in zip(found.cases, pairs, holm([wilcoxon(*pair) for pair in pairs]), strict=True):
+    for case, (first, flow), p in zip(found.first, pairs, holm([wilcoxon(*pair) for pair in pairs]), strict=True):
         better = "the flow is better" if flow.mean() < first.mean() else "n = 1 is better"
         lines.append(
             f"{_name(case)}: adapted from the same θ the test error is {first.mean():.3f} with n = 1 and "

@@ -52,11 +52,11 @@ class Budget:
 
     proximal: tuple[float, ...] = (0.1, 1.0)
     rates: tuple[tuple[str, tuple[float, ...]], ...] = (
-        ("GD", (0.01, 0.1, 0.2)),
-        ("momentum", (0.01, 0.03, 0.1)),
-        ("Adam", (0.001, 0.01, 0.03)),
+        ("GD", (0.05, 0.1, 0.2, 0.3)),
+        ("momentum", (0.03, 0.1, 0.2, 0.4)),
+        ("Adam", (0.001, 0.003, 0.01, 0.03)),
     )
-    steps: tuple[int, ...] = (5, 10, 20, 50, 100, 200, 1000)
+    steps: tuple[int, ...] = (3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 1000)
     newton: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12, 20)
     tasks: int = 10
     points: int = 25
@@ -68,7 +68,7 @@ BUDGETS = {
     "quick": Budget(),
     "full": Budget(
         (0.1, 1.0, 10.0),
-        steps=(5, 10, 20, 50, 100, 200, 500, 1000, 2000),
+        steps=(3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 1000, 2000),
         newton=tuple(range(1, 31)),
         tasks=50,
         points=50,
@@ -195,12 +195,12 @@ def measure(subject: Subject, minimum: Minimum, name: str, rate: float | None, b
     moved = (minimum.phi - subject.theta).norm(dim=1)
     records = []
     for reached in path(subject.problem(), subject.theta, proximal, name, rate, places):
-        if not bool(torch.isfinite(reached.phi).all()):
-            break
         gradient = implicit_gradient(subject, reached.phi, proximal)
         distance = (reached.phi - minimum.phi).norm(dim=1) / moved
         error = (gradient - minimum.gradient).norm(dim=1) / minimum.gradient.norm(dim=1)
         slope = (subject.problem().gradient(reached.phi) + proximal * (reached.phi - subject.theta)).norm(dim=1)
+        if not bool(torch.isfinite(torch.stack([distance, error, slope])).all()):  # it diverges at this rate
+            break
         shared = {"optimiser": name, "rate": rate, "lambda": proximal, "steps": reached.steps}
         cost = {"evaluations": reached.evaluations, "seconds": reached.seconds}
         records += [

@@ -26,13 +26,18 @@ HEUN = Scheme("heun", Discrete("steps"))
 def run(setting: Setting) -> Report:
     """Make both tables, a horizon at a time, and report."""
     extent = BUDGETS[setting.budget]
-    total = 1 + len(extent.horizons5)
+    work = 2 * (len(extent.states5) + 1)  # solves of a horizon
+    total = 1 + work * len(extent.horizons5)
     setting.observe(0, total, "table 4")
     first = setting.cell("table-4", partial(_table4, extent))
     second: list[dict[str, Any]] = []
-    for done, horizon in enumerate(extent.horizons5, 1):
-        setting.observe(done, total, f"table 5, T = {horizon:g}")
-        second += setting.cell(f"table-5-{horizon:g}", partial(table5, replace(extent, horizons5=(horizon,))))
+    for number, horizon in enumerate(extent.horizons5):
+
+        def show(done: int, _: int, what: str, before: int = 1 + number * work) -> None:
+            setting.step(before + done, total, what)
+
+        compute = partial(table5, replace(extent, horizons5=(horizon,)), show)
+        second += setting.cell(f"table-5-{horizon:g}", compute)
     setting.observe(total, total, "report")
     facts = {"budget": setting.budget, **asdict(extent), "dtype": "float64", "seed": 0}
     return report(first, second, facts)

@@ -211,5 +211,12 @@ def _picture(found: Mapping[str, Comparison], printed: Printed) -> Picture:
     return Picture("table", caption, made)
 
 
-CF_TABLE1 = Study("Table 1 of A-MAML: collaborative filtering, 50 inner steps, three data sets", partial(run, 1))
-CF_TABLE2 = Study("Table 2 of A-MAML: collaborative filtering, 100 inner steps, three data sets", partial(run, 2))
+CF_TABLE1, CF_TABLE2 = (
+    Study(
+        f"Table {table} of A-MAML: collaborative filtering, {steps} inner steps, three data sets",
+        partial(run, table),
+        side_by_side=True,
+        on_gpu=True,
+    )
+    for table, (steps, _, _) in INNER.items()
+)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..crew import Observer
+from ..crew import Observer, processes
+from ..prepare import choose_device
 from ..report import Report
 from ..run import Interrupted
 from ..run_directory import write_atomically
@@ -37,6 +38,16 @@ class Setting:
     observe: Observer = lambda done, total, what: None
     should_stop: Callable[[], bool] = lambda: False
 
+    def step(self, done: int, total: int, what: str) -> None:
+        """Show how far the study is.
+
+        Raises:
+            Interrupted: if the study is to stop; what is not in a cell yet is computed anew when it goes on.
+        """
+        if self.should_stop():
+            raise Interrupted(done)
+        self.observe(done, total, what)
+
     def cell(self, key: str, compute: Callable[[], Any]) -> Any:
         """Return ``compute()``, plain data, from the study's directory if an earlier call got that far.
 
@@ -64,10 +75,31 @@ class Study:
     Args:
         summary: one line for the list.
         run: does it, or goes on with it, and returns the report.
+        side_by_side: whether it trains, several runs at once.
+        on_gpu: whether it can compute on a GPU; float64 references in small pieces do not gain from one.
     """
 
     summary: str
     run: Callable[[Setting], Report]
+    side_by_side: bool = False
+    on_gpu: bool = False
+
+    def resources(self, name: str, jobs: int | None, device: str) -> tuple[int, str]:
+        """Return processes and device that the study called so works with, of those asked for.
+
+        Raises:
+            ValueError: for a number or a device that is not to be had, or that the study would not use.
+        """
+        count = processes(jobs, device)
+        if not self.side_by_side:
+            if jobs not in (None, 1):
+                raise ValueError(f"{name} works in one process, got --jobs {jobs}; leave --jobs out")
+            count = 1
+        if not self.on_gpu:
+            if choose_device("cpu" if device == "auto" else device).type != "cpu":
+                raise ValueError(f"{name} computes on the CPU, got --device {device}; leave --device out")
+            device = "cpu"
+        return count, device
 
 
 def claim(out: Path, identity: Mapping[str, Any]) -> None:

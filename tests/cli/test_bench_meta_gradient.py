@@ -1,6 +1,8 @@
 """`bench meta-gradient` and `bench limit`: tiny studies through the real door, each contestant in its own process."""
 
 import json
+import os
+import signal
 from dataclasses import replace
 from functools import partial
 
@@ -131,6 +133,14 @@ def test_a_process_says_why_it_failed_and_a_slow_one_is_ended():
     assert "ended" in process.measure(1, timeout=60)["failed"], "it is gone"
     slow = FreshProcess(Job("regression", 1, "MAML"))
     assert "it took more than 0 s" in slow.measure(10**6, timeout=0.3)["failed"]
+
+
+def test_ctrl_c_does_not_end_a_process_whose_owner_goes_on():
+    process = FreshProcess(Job("regression", 1, "FOMAML"))
+    assert "failed" not in process.measure(1, timeout=120)
+    os.kill(process._process.pid, signal.SIGINT)
+    assert "failed" not in process.measure(2, timeout=120)
+    process.close()
 
 
 def test_memory_is_that_of_the_graph():

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+from copy import deepcopy
 from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,8 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from adjoint_meta.experiments.run_directory import read_metrics
+from adjoint_meta import checkpoint
+from adjoint_meta.experiments.prepare import prepare
+from adjoint_meta.experiments.run_directory import RunDirectory, read_metrics
 from adjoint_meta.experiments.studies import figure2, ratings_tables
+from adjoint_meta.experiments.studies.catalogue import STUDIES
 from adjoint_meta.experiments.studies.published_curves import COLUMNS_CF, EPOCHS_2, FIGURE_2, TABLES_CF
 
 DATA = os.environ.get("ADJOINT_META_DATA", "")
@@ -40,6 +44,25 @@ def check_files(out, pictures):
     return results
 
 
+def check_fitted_points(out, records):
+    """The error on fitted points after the last epoch, by torch's own Adam on the module, one task at a time."""
+    directory = RunDirectory(out / "50shot-50val" / "runs" / "a-maml" / "seed-0")
+    prepared = prepare(directory.read_config())
+    checkpoint.load_module(prepared.learner, directory.read_checkpoint()["trainer"]["model"], "it")
+    support = prepared.place(prepared.experiment.test).support
+    errors = []
+    for x, y in zip(support.x, support.y, strict=True):
+        model = deepcopy(prepared.learner.model)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=1e-6)
+        for _ in range(10):
+            optimizer.zero_grad()
+            (0.5 * (model(x) - y).square().mean()).backward()
+            optimizer.step()
+        errors.append(float((model(x) - y).detach().square().mean().sqrt()))
+    (record,) = [r for r in records if r["when"] == "adam, fitted points" and r["epoch"] == 10]
+    assert record["nRMSE"] == pytest.approx(sum(errors) / len(errors), rel=1e-4)
+
+
 def test_figure_2(call, monkeypatch, tmp_path):
     monkeypatch.setitem(figure2.BUDGETS, "quick", figure2.Budget(1, epochs=10, tasks=4, shots=(50,)))
     out = tmp_path / "fig"
@@ -58,6 +81,8 @@ def test_figure_2(call, monkeypatch, tmp_path):
     ]
     assert record["nRMSE"] == pytest.approx(sum(own["adam"]["10"]) / 4)
     assert "0.989" in text  # the paper's Reptile at epoch 0
+    assert any("5 end with a smaller error on 50 points than on 100" in line for line in results["findings"])
+    check_fitted_points(out, results["records"])
 
     before = {path: path.stat().st_mtime_ns for path in out.rglob("checkpoint.pt")}
     code, _, errors = call("fig2-alpine", "--out", out, "--jobs", 1)
@@ -99,12 +124,30 @@ def test_missing_data_are_named(call, tmp_path):
         (["cf-table1", "--budget", "quik"], "quick"),
         (["cf-table1", "--jobs", "0"], "jobs"),
         (["cf-table1", "--device", "cuda:7"], "cuda"),
+        (["precision", "--jobs", "2"], "precision works in one process, got --jobs 2"),
+        (["efficiency", "--jobs", "0"], "jobs"),
     ],
 )
 def test_wrong_arguments_are_refused_in_one_line(call, tmp_path, arguments, message):
     code, _, errors = call(*arguments, "--out", tmp_path / "no")
     assert code == 2 and message in errors and len(errors.strip().splitlines()) == 1
     assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("name", ["meta-gradient-error", "precision", "failure-modes", "inner-optimisers"])
+def test_a_study_of_the_cpu_refuses_a_gpu(monkeypatch, name):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match=f"{name} computes on the CPU, got --device cuda; leave --device out"):
+        STUDIES[name].resources(name, None, "cuda")
+    assert STUDIES[name].resources(name, None, "auto") == (1, "cpu")
+
+
+def test_what_was_computed_on_another_device_is_left_alone(call, tmp_path):
+    identity = {"command": "reproduce", "study": "precision", "budget": "quick", "device": "cuda"}
+    (tmp_path / "study.json").write_text(json.dumps(identity))
+    code, _, errors = call("precision", "--out", tmp_path)
+    assert code == 2 and "device is 'cuda' there, 'cpu' here; choose another --out" in errors
 
 
 def test_a_directory_of_another_study_is_left_alone(call, monkeypatch, tmp_path):

@@ -67,3 +67,26 @@ def test_larger_may_be_better(draw):
     assert order(values).names == ["low", "high"]
     found = order(values, larger=True)
     assert found.names == ["high", "low"] and found.sentence().startswith("high is best, ahead of low")
+
+
+def test_ranks_that_contradict_the_means_confirm_nothing(draw):
+    steady = draw.normal(size=(1, 30))
+    outliers = steady - 0.05  # better on 27 of 30 tasks ...
+    outliers[0, :3] += 10  # ... and worse in the mean
+    assert stats.wilcoxon((steady - outliers).ravel()).pvalue < 0.01
+    assert wilcoxon(steady, outliers) == wilcoxon(outliers, steady) == 1.0
+    assert order({"steady": steady, "outliers": outliers}).tied == ["outliers"]
+
+
+def test_what_diverged_is_last(draw):
+    base = draw.normal(size=(1, 30))
+    diverged = base.copy()
+    diverged[0, 3] = np.inf
+    for names in (["diverged", "good"], ["good", "diverged"]):
+        values = {"good": base, "diverged": diverged}
+        assert order({name: values[name] for name in names}).names == ["good", "diverged"]
+    assert str(interval(diverged)) == "diverged"
+    worse = base + 1
+    worse[0, 0] = np.inf
+    assert wilcoxon(base, worse) == pytest.approx(stats.wilcoxon((base - worse).ravel()).pvalue)
+    assert wilcoxon(diverged, diverged) == 1.0

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from adjoint_meta.experiments.run import Interrupted
 from adjoint_meta.experiments.studies import efficiency
 from adjoint_meta.experiments.studies.contestants import ENTRANTS
 from adjoint_meta.experiments.studies.efficiency import BUDGETS
@@ -48,6 +49,14 @@ def test_a_finished_study_measures_nothing_again(made, out, monkeypatch):
     monkeypatch.setitem(BUDGETS, "quick", TOY)
     monkeypatch.setattr(Race, "run", None)
     assert efficiency.run(Setting("quick", out, device="cpu")).records == made.records
+
+
+def test_a_course_that_is_interrupted_is_measured_anew(tmp_path, monkeypatch):
+    monkeypatch.setitem(BUDGETS, "quick", TOY)
+    asked = iter([False, False, True])  # before the cell, and before each measurement
+    with pytest.raises(Interrupted):
+        efficiency.run(Setting("quick", tmp_path, device="cpu", should_stop=lambda: next(asked)))
+    assert not (tmp_path / "cells").exists() and next(asked, None) is None
 
 
 def test_the_papers_curves_cross_where_the_figure_shows_it():

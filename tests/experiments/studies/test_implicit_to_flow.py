@@ -83,3 +83,20 @@ def test_the_study_reports_and_computes_nothing_twice(tmp_path, monkeypatch):
     assert [type(part).__name__ for part in first.parts].count("Picture") == 3
     monkeypatch.setattr(AdjointMAML, "solve", None)
     assert implicit_to_flow.run(setting).records == first.records
+
+
+def test_a_first_step_that_failed_is_not_another_one(monkeypatch, tmp_path):
+    """Where n = 1 fails, no sentence calls n = 2 so, nor iMAML."""
+    whole = implicit_to_flow._distance
+
+    def fail(start, name, horizon, solver, n, target):
+        return (
+            {"failed": "no minimiser"} if n == 1 and name != LINEAR else whole(start, name, horizon, solver, n, target)
+        )
+
+    monkeypatch.setitem(BUDGETS, "quick", TOY)
+    monkeypatch.setattr(implicit_to_flow, "_distance", fail)
+    made = implicit_to_flow.run(Setting("quick", tmp_path, device="cpu"))
+    assert sum("with n = 1 the meta-gradient" in line for line in made.findings) == 1
+    assert sum("the test error is" in line for line in made.findings) == 1
+    assert any("Failed: CosMixture, random θ" in part for part in made.parts if isinstance(part, str))

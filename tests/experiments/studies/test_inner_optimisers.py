@@ -1,5 +1,8 @@
 """The inner optimisers: the reference against scipy and dense algebra, solvers by hand, and a study that resumes."""
 
+import json
+from dataclasses import replace
+
 import pytest
 import torch
 from scipy.optimize import minimize
@@ -75,6 +78,14 @@ def test_newton_gets_nearer_with_every_step_and_counts_what_it_takes(subject):
     distances = [float((each.phi - minimum.phi).norm()) for each in found]
     assert distances[0] > distances[1] > distances[2] and distances[2] < 1e-7
     assert found[0].evaluations < found[1].evaluations < found[2].evaluations
+
+
+def test_a_rate_that_diverges_ends_before_its_numbers_overflow(subject):
+    stiff = Minimum.find(subject, 10.0)
+    budget = replace(TOY, steps=(2, 20, 300, 1000))
+    records = inner_optimisers.measure(subject, stiff, "GD", 0.3, budget)  # α (‖H‖ + λ) > 3
+    assert records[-1]["steps"] < 1000 and records[-1]["distance"] > 1e3
+    json.dumps(records, allow_nan=False)
 
 
 def test_costs_are_read_where_the_error_stays_small():
