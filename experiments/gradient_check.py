@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from adjoint_meta.learner import MetaLearner
-from adjoint_meta.meta_gradients import MAML, AdjointMAML, ImplicitMAML, Method
+from adjoint_meta.meta_gradients import MAML, AdjointMAML, ImplicitMAML, MemoryReduced, Method
 from adjoint_meta.solvers import TABLEAUS
 from adjoint_meta.tasks import TaskBatch
 
@@ -185,4 +185,6 @@ def note(method: Method) -> str:
         return "exact: the transpose of the steps taken"
     if isinstance(method, ImplicitMAML):
         return f"implicit: exact at the minimiser, {method.steps} steps and {method.cg_steps} CG steps away"
+    if isinstance(method, MemoryReduced):
+        return f"implicit: exact for what is shared, at the minimiser; {method.steps} and {method.cg_steps} steps away"
     return "first order: an approximation by design"

@@ -116,9 +116,10 @@ _PHOTOGRAPHS = _methods(0.01, 10, {"steps": 5, "inner_lr": 0.01}, proximal=0.5, 
 
 _SMALL: dict[str, Any] = {
     "model": {"name": "conv4", "filters": 64, "downsample": "stride"},
-    "task": {"rotations": True},
+    "task": {"rotations": True, "queries": 5},
     "meta_steps": 300,
     "tasks_per_step": 16,
+    "optimizer": {"lr": 0.003},  # so that a first run, of 300 meta-steps, gets far
 }
 _LARGE: dict[str, Any] = {
     "model": {"name": "conv4", "filters": 32, "downsample": "pool"},
@@ -135,7 +136,7 @@ IMAGE_EXPERIMENTS: dict[str, Entry] = {
     ),
     "glyphs": Entry(
         "few-shot classification of drawn glyphs, 28×28 (embedded)",
-        FewShotOptions, _few_shot, {**_SMALL, "task": {}}, _CHARACTERS,
+        FewShotOptions, _few_shot, {**_SMALL, "task": {"queries": 5}}, _CHARACTERS,
     ),
     "mini-imagenet": Entry(
         "few-shot classification of photographs, 84×84; Ravi and Larochelle's classes",

@@ -1,0 +1,94 @@
+"""Few-shot experiments: what is built from a configuration, and that training on the embedded set learns."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from adjoint_meta import Batch
+from adjoint_meta.experiments.image_experiments import accuracy
+from adjoint_meta.experiments.prepare import prepare
+from adjoint_meta.experiments.registry import build, resolve
+from adjoint_meta.experiments.run import train
+from adjoint_meta.experiments.run_directory import RunDirectory
+
+DATA = os.environ.get("ADJOINT_META_DATA", "")
+SMALL = {
+    "model": {"filters": 8},
+    "task": {"test_tasks": 4, "validation_tasks": 3, "queries": 2},
+    "tasks_per_step": 2,
+    "meta_steps": 3,
+    "dtype": "float32",
+}
+
+
+def test_accuracy_is_the_share_of_largest_scores():
+    scores = torch.tensor([[[2.0, 1.0], [0.0, 1.0], [3.0, 4.0]], [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]])
+    found = accuracy(scores, Batch(torch.zeros(2, 3, 1), torch.tensor([[0, 0, 1], [1, 1, 0]])))
+    assert found.tolist() == pytest.approx([2 / 3, 0.0])
+
+
+def test_the_experiment_is_the_configurations():
+    config = resolve(SMALL, "glyphs", "anil")
+    experiment = build(config)
+    assert experiment.metric == "accuracy" and experiment.larger_is_better
+    assert experiment.test.support.x.shape == (4, 5, 1, 28, 28) and experiment.test.query.x.shape == (4, 10, 1, 28, 28)
+    assert len(experiment.validation) == 3
+    tasks = experiment.train.meta_batch(0, 2, seed=0)
+    assert tasks.query.y.tolist() == [[0, 0, 1, 1, 2, 2, 3, 3, 4, 4]] * 2
+    assert experiment.model.head.out_features == 5
+    # Episodes of the three sets show different classes, and so different images.
+    assert not torch.equal(experiment.test.support.x[:3], experiment.validation.support.x)
+    ways = resolve({**SMALL, "task": {"ways": 7, "shots": 3, "test_tasks": 1}}, "glyphs")
+    assert build(ways).test.support.x.shape == (1, 21, 1, 28, 28)
+    assert build(ways).model.head.out_features == 7
+
+
+@pytest.mark.parametrize("method", ["anil", "memory-reduced"])
+def test_methods_of_a_head_adapt_the_head(method):
+    prepared = prepare(resolve(SMALL, "glyphs", method))
+    assert prepared.learner.adapted_names == ("head.weight", "head.bias")
+    some = prepare(resolve({**SMALL, "adapt": ["head.weight"]}, "glyphs", method))
+    assert some.learner.adapted_names == ("head.weight",)
+
+
+@pytest.mark.parametrize("model", ["mlp", "resnet12"])
+def test_other_networks_take_the_images(model):
+    options = {"mlp": {"width": 5}, "resnet12": {"widths": [2, 3]}}[model]
+    prepared = prepare(resolve({**SMALL, "model": {"name": model, **options}}, "glyphs", "anil"))
+    tasks = prepared.place(prepared.experiment.test)
+    assert prepared.learner(tasks).isfinite()
+
+
+def test_training_on_glyphs_learns_and_says_so(tmp_path):
+    torch.set_default_dtype(torch.float32)
+    keys = {**SMALL, "model": {"filters": 16}, "tasks_per_step": 8, "meta_steps": 40, "optimizer": {"lr": 0.005}}
+    keys["task"] = {"test_tasks": 60, "validation_tasks": 10, "queries": 3}
+    found = train(resolve({**keys, "validation": {"every": 20}}, "glyphs", "anil"), RunDirectory(tmp_path / "run"))
+    test = found["test"]
+    assert test["metric"] == "accuracy" and test["tasks"] == 60
+    assert abs(test["before"] - 0.2) < 0.1  # one of five
+    assert test["after"] - test["ci95"] > 0.35
+    assert found["verdict"].startswith("Adaptation raises the accuracy: ")
+    # The best validation is the largest.
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    import json
+
+    values = [record["validation"] for record in map(json.loads, lines) if "validation" in record]
+    assert len(values) == 2 and found["validation"]["best"] == max(values)
+
+
+def test_a_plateau_schedule_must_know_that_accuracy_grows(tmp_path):
+    keys = {**SMALL, "validation": {"every": 1}, "scheduler": {"name": "ReduceLROnPlateau"}}
+    with pytest.raises(ValueError, match=r"accuracy is to grow; set scheduler\.options\.mode=max"):
+        train(resolve(keys, "glyphs", "anil"), RunDirectory(tmp_path / "run"))
+
+
+@pytest.mark.skipif(not DATA, reason="set ADJOINT_META_DATA to the folder of data sets")
+def test_omniglot_is_read_and_its_classes_are_vinyals(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    experiment = build(resolve(SMALL, "omniglot", "anil"), Path(DATA))
+    assert experiment.facts == {"train_classes": 1028, "validation_classes": 172, "test_classes": 423}
+    ink = experiment.test.support.x
+    assert float(ink.min()) >= 0.0 and float(ink.max()) <= 1.0 and 0.02 < float(ink.mean()) < 0.3
