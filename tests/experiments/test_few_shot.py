@@ -1,5 +1,8 @@
 """Episodes against a loop in plain Python that draws, turns and normalises image by image."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -125,3 +128,13 @@ def test_rotations_need_square_images(classes):
     oblong = ImageClasses("oblong", classes.names, classes.pixels[:, :, :3], classes.starts)
     with pytest.raises(ValueError, match="rotations need square images, got 3 × 4"):
         Episodes(oblong, 2, 1, 1, seed=0, rotations=True)
+
+
+def test_neither_torchvision_nor_pillow_is_imported_before_an_image_is_decoded(root):
+    code = (
+        "import sys; from adjoint_meta.experiments.data.image_loading import load_images; "
+        "from adjoint_meta.experiments.few_shot import Episodes; load_images('glyphs'); "
+        "import adjoint_meta.experiments.data.image_archives; "
+        "sys.exit(any(name in sys.modules for name in ('PIL', 'torchvision')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
