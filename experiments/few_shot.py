@@ -24,8 +24,9 @@ WHITE = 255.0
 class Episodes(TaskSource):
     """Episodes without end: ``ways`` different classes in random order, and of each different images for both sets.
 
-    The images lie on the device as bytes; a batch of episodes is taken from them by one indexing operation, divided by
-    255 and normalised: (x − mean) / std. Labels are 0…ways − 1 and mean something within an episode only.
+    The images lie on the device as bytes; support and query of a batch are each taken from them by one indexing
+    operation, divided by 255 and normalised: (x − mean) / std. Labels are 0…ways − 1 and mean something within an
+    episode only.
 
     Args:
         classes: the images to draw from.
@@ -71,9 +72,9 @@ class Episodes(TaskSource):
         if not bool((self.std > 0).all()):
             raise ValueError(f"std must be positive, got {self.std.flatten().tolist()}")
         self._starts, self._counts = classes.starts.numpy()[:-1], classes.counts.numpy()
-        turns = range(4) if rotations else range(1)
-        pixels = torch.cat([classes.pixels.rot90(turn, (2, 3)) for turn in turns]) if rotations else classes.pixels
-        self.pixels = pixels
+        self.pixels = classes.pixels
+        if rotations:
+            self.pixels = torch.cat([classes.pixels.rot90(turn, (2, 3)) for turn in range(4)])
         self.to(device)
 
     @property
