@@ -46,7 +46,8 @@ def list_sets(data_dir: Path | None, as_json: bool) -> None:
     )
     click.echo()
     for each in sets:
-        click.echo(f"{each['name']}: {each['terms']}. Cite {each['citation']}.")
+        cite = f" Cite {each['citation']}." if each["citation"] else ""
+        click.echo(f"{each['name']}: {each['terms']}.{cite}")
     click.echo(f"\nLooked in {' and '.join(folders)}. Get a set with: adjoint-meta data fetch NAME")
 
 

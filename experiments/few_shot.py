@@ -17,15 +17,16 @@ from .data.image_classes import ImageClasses
 from .random_keys import choose, keys
 
 # Streams of random numbers of one seed.
-CLASSES, IMAGES, AUGMENTATION = 0, 1, 2
+CLASSES, IMAGES, SUPPORT_CHANGES, QUERY_CHANGES = 0, 1, 2, 3
 WHITE = 255.0
 
 
 class Episodes(TaskSource):
     """Episodes without end: ``ways`` different classes in random order, and of each different images for both sets.
 
-    The images lie on the device as bytes; a batch of episodes is taken from them by one indexing operation, divided by
-    255 and normalised: (x − mean) / std. Labels are 0…ways − 1 and mean something within an episode only.
+    The images lie on the device as bytes; support and query of a batch are each taken from them by one indexing
+    operation, divided by 255 and normalised: (x − mean) / std. Labels are 0…ways − 1 and mean something within an
+    episode only.
 
     Args:
         classes: the images to draw from.
@@ -71,9 +72,9 @@ class Episodes(TaskSource):
         if not bool((self.std > 0).all()):
             raise ValueError(f"std must be positive, got {self.std.flatten().tolist()}")
         self._starts, self._counts = classes.starts.numpy()[:-1], classes.counts.numpy()
-        turns = range(4) if rotations else range(1)
-        pixels = torch.cat([classes.pixels.rot90(turn, (2, 3)) for turn in turns]) if rotations else classes.pixels
-        self.pixels = pixels
+        self.pixels = classes.pixels
+        if rotations:
+            self.pixels = torch.cat([classes.pixels.rot90(turn, (2, 3)) for turn in range(4)])
         self.to(device)
 
     @property
@@ -101,23 +102,13 @@ class Episodes(TaskSource):
             the images of a class next to each other; the query likewise, with ``ways · queries``.
         """
         numbers = np.asarray(indices, dtype=np.uint64) + np.uint64(self.first)
-        image = self._images(numbers)  # [tasks, ways, shots + queries]
-        tasks = len(image)
-        split = (image[..., : self.shots], image[..., self.shots :])
-        which = torch.from_numpy(np.concatenate([each.reshape(tasks, -1) for each in split], axis=1)).to(self.device)
-        pixels = self.pixels.index_select(0, which.flatten())
-        if self.augment is not None:
-            draws = keys(self.seed, AUGMENTATION, numbers, 3 * which.shape[1]).reshape(-1, 3)
-            pixels = self.augment(pixels, draws)
-        x = self._normalise(pixels).unflatten(0, (tasks, -1))
-        y = torch.arange(self.ways, device=self.device).expand(tasks, self.ways)
-        shown = self.ways * self.shots
+        image = self.draw(numbers)
         return TaskBatch(
-            Batch(x[:, :shown], y.repeat_interleave(self.shots, dim=1)),
-            Batch(x[:, shown:], y.repeat_interleave(self.queries, dim=1)),
+            self._points(image[..., : self.shots], numbers, SUPPORT_CHANGES),
+            self._points(image[..., self.shots :], numbers, QUERY_CHANGES),
         )
 
-    def _images(self, numbers: NDArray[np.uint64]) -> NDArray[np.int64]:
+    def draw(self, numbers: NDArray[np.uint64]) -> NDArray[np.int64]:
         """Return which images the episodes of these numbers show, ``[tasks, ways, shots + queries]``."""
         turns = 4 if self.rotations else 1
         turned = choose(keys(self.seed, CLASSES, numbers, self.ways), turns * len(self.classes))
@@ -128,8 +119,15 @@ class Episodes(TaskSource):
         start = self._starts[which] + turn * len(self.classes.pixels)
         return np.asarray(start[..., None] + chosen)
 
-    def _normalise(self, pixels: Tensor) -> Tensor:
-        return pixels.to(torch.float32).mul_(1 / (WHITE * self.std)).sub_(self.mean / self.std)
+    def _points(self, image: NDArray[np.int64], numbers: NDArray[np.uint64], stream: int) -> Batch:
+        """Return the images of these numbers ``[tasks, ways, images]`` with their labels."""
+        tasks, ways, each = image.shape
+        pixels = self.pixels.index_select(0, torch.from_numpy(image.reshape(-1)).to(self.device))
+        if self.augment is not None:
+            pixels = self.augment(pixels, keys(self.seed, stream, numbers, 3 * ways * each).reshape(-1, 3))
+        x = pixels.to(torch.float32).mul_(1 / (WHITE * self.std)).sub_(self.mean / self.std)
+        y = torch.arange(ways, device=self.device).repeat_interleave(each).repeat(tasks, 1)
+        return Batch(x.unflatten(0, (tasks, ways * each)), y)
 
 
 def _check_images(classes: ImageClasses, ways: int, needed: int, rotations: bool) -> None:

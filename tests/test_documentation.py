@@ -12,7 +12,7 @@ def blocks(path: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / path).read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("path", ["README.md", "docs/guide.md", "docs/solvers.md"])
+@pytest.mark.parametrize("path", ["README.md", "docs/guide.md", "docs/image_data.md", "docs/solvers.md"])
 def test_examples_run(path, capsys):
     names = {}
     found = blocks(path)

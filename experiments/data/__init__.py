@@ -1,4 +1,4 @@
-"""Data sets of ratings: found on disk or fetched, checked line by line, parsed."""
+"""Data sets of ratings and of images: found on disk or fetched, checked line by line or image by image, read."""
 
 from .catalogue import DATA_SETS as DATA_SETS
 from .catalogue import DataSet as DataSet

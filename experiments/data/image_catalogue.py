@@ -188,7 +188,6 @@ GLYPHS = ImageSet(
     stored=False,
     images=20,
     terms="part of this package",
-    citation="none",
 )
 
 IMAGE_SETS = {each.name: each for each in (OMNIGLOT, CIFAR_FS, FC100, MINI_IMAGENET, TIERED_IMAGENET, GLYPHS)}

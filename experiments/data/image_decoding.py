@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 GREY, COLOUR = 1, 3
+# Of a file, known before it is decoded: below the number from which Pillow warns.
+PIXEL_LIMIT = 2**26
 # Modes of Pillow that hold no more than these channels; ImageNet has grey and CMYK files among its photographs.
 MODES = {GREY: ("1", "L"), COLOUR: ("RGB", "L", "P", "CMYK", "YCbCr")}
 
@@ -54,12 +55,11 @@ class Decoder:
         from PIL import Image, UnidentifiedImageError
 
         try:
-            with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
                 self._check(image.mode, image.size, where)
                 mode = "L" if self.channels == GREY else "RGB"
                 pixels = image.convert(mode)
-        except (UnidentifiedImageError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        except (UnidentifiedImageError, Image.DecompressionBombError) as error:
             raise DataError(f"{where} is no PNG or JPEG image of a sane size; restore it, or remove it") from error
         except (OSError, SyntaxError, ValueError, EOFError) as error:  # DataError passes below: it is a ValueError
             if isinstance(error, DataError):
@@ -77,6 +77,8 @@ class Decoder:
         return np.asarray(255 - array if self.invert else array)
 
     def _check(self, mode: str, size: tuple[int, int], where: object) -> None:
+        if size[0] * size[1] > PIXEL_LIMIT:
+            raise DataError(f"{where} is {size[0]} × {size[1]} pixels, expected at most {PIXEL_LIMIT}; remove it")
         if mode not in MODES[self.channels]:
             kind = "a grey" if self.channels == GREY else "an RGB or grey"
             raise DataError(f"{where} has mode {mode}, expected {kind} image; convert it, or remove it")

@@ -20,7 +20,7 @@ from .errors import DataError
 IMAGES = (".png", ".jpg", ".jpeg")
 ZIP = ".zip"
 ARCHIVE_ENDINGS = (ZIP, ".tar", ".tar.gz", ".tgz")
-# Of one image, several times the largest of ImageNet.
+# Of one image: far more than a photograph of these sets takes.
 IMAGE_LIMIT = 32 * MEGABYTE
 # What the readers of archives let out when the bytes are wrong: NotImplementedError is a RuntimeError.
 BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, RuntimeError, ValueError, OverflowError)

@@ -6,6 +6,7 @@ import itertools
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,8 @@ from .image_files import ImageFile, fingerprint, read_images
 from .image_paths import find_paths
 
 Progress = Callable[[int, int], None]
+# Images whose files are held in memory at once.
+TOGETHER = 256
 Splits = Mapping[str, Mapping[str, list[ImageFile]]]
 
 
@@ -119,9 +122,12 @@ def _store_files(wanted: ImageSet, folder: Path, splits: Splits, decode: Decoder
     done = itertools.count(1)
 
     def pixels(files: list[ImageFile]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        for place, data in read_images(files):
-            yield place, decode(data, files[place])
-            progress(next(done), total)
+        read = read_images(files)
+        with ThreadPoolExecutor() as pool:  # Pillow decodes and resizes outside of Python's lock
+            while some := list(itertools.islice(read, TOGETHER)):
+                for place, array in pool.map(lambda each: (each[0], decode(each[1], files[each[0]])), some):
+                    yield place, array
+                    progress(next(done), total)
 
     for split, classes in splits.items():
         if not classes:

@@ -1,5 +1,8 @@
 """Episodes against a loop in plain Python that draws, turns and normalises image by image."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +10,7 @@ from plain_draws import plain_choice, plain_keys
 
 from adjoint_meta.experiments.augmentation import CropAndFlip
 from adjoint_meta.experiments.data.image_classes import ImageClasses
-from adjoint_meta.experiments.few_shot import AUGMENTATION, CLASSES, IMAGES, Episodes
+from adjoint_meta.experiments.few_shot import CLASSES, IMAGES, QUERY_CHANGES, SUPPORT_CHANGES, Episodes
 from adjoint_meta.experiments.random_keys import keys
 
 COUNTS = [4, 9, 5, 4, 7, 4]
@@ -54,6 +57,7 @@ def test_an_episode_is_what_a_loop_makes_of_it(classes, rotations, mean, std):
     assert got.support.y.tolist() == [[0, 1, 2, 3, 4]] * 4
     assert got.query.y.tolist() == [[0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4]] * 4
     assert got.support.y.dtype == torch.int64
+    assert got.support.x.is_contiguous() and got.query.x.is_contiguous()
 
 
 def test_support_and_query_share_no_image_and_classes_differ(classes):
@@ -87,11 +91,12 @@ def test_augmentation_changes_every_image_before_it_is_normalised(classes):
     augment = CropAndFlip(2)
     got = Episodes(classes, 2, 1, 2, seed=1, mean=0.5, std=0.5, augment=augment)[0:3]
     plain = Episodes(classes, 2, 1, 2, seed=1)[0:3]
-    pixels = torch.cat([plain.support.x, plain.query.x], 1) * 255
-    draws = keys(1, AUGMENTATION, np.arange(3, dtype=np.uint64), 18).reshape(-1, 3)
-    changed = augment(pixels.round().to(torch.uint8).flatten(0, 1), draws).unflatten(0, (3, 6))
-    expected = (changed.float() / 255 - 0.5) / 0.5
-    torch.testing.assert_close(torch.cat([got.support.x, got.query.x], 1), expected)
+    sets = ((got.support, plain.support, SUPPORT_CHANGES), (got.query, plain.query, QUERY_CHANGES))
+    for changed, whole, stream in sets:
+        points = whole.x.shape[1]
+        draws = keys(1, stream, np.arange(3, dtype=np.uint64), 3 * points).reshape(-1, 3)
+        pixels = augment((whole.x * 255).round().to(torch.uint8).flatten(0, 1), draws).unflatten(0, (3, points))
+        torch.testing.assert_close(changed.x, (pixels.float() / 255 - 0.5) / 0.5)
 
 
 def test_moving_to_a_device_moves_images_and_episodes(classes):
@@ -123,3 +128,13 @@ def test_rotations_need_square_images(classes):
     oblong = ImageClasses("oblong", classes.names, classes.pixels[:, :, :3], classes.starts)
     with pytest.raises(ValueError, match="rotations need square images, got 3 × 4"):
         Episodes(oblong, 2, 1, 1, seed=0, rotations=True)
+
+
+def test_neither_torchvision_nor_pillow_is_imported_before_an_image_is_decoded(root):
+    code = (
+        "import sys; from adjoint_meta.experiments.data.image_loading import load_images; "
+        "from adjoint_meta.experiments.few_shot import Episodes; load_images('glyphs'); "
+        "import adjoint_meta.experiments.data.image_archives; "
+        "sys.exit(any(name in sys.modules for name in ('PIL', 'torchvision')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from image_builders import encode, plain
 
+from adjoint_meta.experiments.data import image_decoding
 from adjoint_meta.experiments.data.errors import DataError
 from adjoint_meta.experiments.data.image_decoding import Decoder
 
@@ -58,8 +59,10 @@ def test_what_is_no_image_of_the_set_is_refused_by_name(decode, data, message):
         decode(data, "x.png")
 
 
-def test_a_bomb_is_not_unpacked(monkeypatch):
-    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 50)
-    for size in ((9, 9), (20, 20)):  # Pillow warns of the first and refuses the second
-        with pytest.raises(DataError, match="of a sane size"):
-            Decoder(8, 3)(plain(0, size), "x.png")
+def test_an_image_too_large_to_decode_is_not_decoded(monkeypatch):
+    monkeypatch.setattr(image_decoding, "PIXEL_LIMIT", 80)
+    with pytest.raises(DataError, match=r"x\.png is 9 × 9 pixels, expected at most 80; remove it"):
+        Decoder(8, 3)(plain(0, (9, 9)), "x.png")
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 50)  # Pillow refuses twice as many by itself
+    with pytest.raises(DataError, match="of a sane size"):
+        Decoder(8, 3)(plain(0, (20, 20)), "x.png")
