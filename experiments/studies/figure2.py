@@ -199,6 +199,7 @@ FIG2_COSMIXTURE, FIG2_ALPINE = (
     Study(
         f"Figure 2 of A-MAML: {name} regression, three test protocols",
         partial(run, name.lower()),
+        BUDGETS,
         side_by_side=True,
         on_gpu=True,
     )

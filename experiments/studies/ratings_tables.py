@@ -215,6 +215,7 @@ CF_TABLE1, CF_TABLE2 = (
     Study(
         f"Table {table} of A-MAML: collaborative filtering, {steps} inner steps, three data sets",
         partial(run, table),
+        BUDGETS,
         side_by_side=True,
         on_gpu=True,
     )
