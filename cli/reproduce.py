@@ -35,10 +35,11 @@ def command(
     from adjoint_meta.solvers import checks
 
     chosen = STUDIES[checks.one_of("study", study, STUDIES)]
-    checks.one_of("budget", budget, ("quick", "full"))
+    checks.one_of("budget", budget, chosen.budgets)
     count, place = chosen.resources(study, jobs, device)
     folder = out or Path("runs") / f"{study}-{budget}"
-    claim(folder, {"command": "reproduce", "study": study, "budget": budget, "device": str(choose_device(place))})
+    identity = {"command": "reproduce", "study": study, "budget": budget, "device": str(choose_device(place))}
+    claim(folder, {**identity, "sizes": str(chosen.budgets[budget])})
     words = ["adjoint-meta", "reproduce", study, "--budget", budget, "--device", device, "--out", str(folder)]
     again = shlex.join([*words, *jobs_words(jobs), *data_dir_words(data_dir)])
     with long_work(again) as (show, stop):

@@ -140,5 +140,5 @@ def probe(prepared: Prepared, budget: Budget) -> list[dict[str, Any]]:
 
 
 ASSUMPTIONS = Study(
-    "What iMAML's theory assumes, measured along training: convexity, smoothness, Hessians", run, on_gpu=True
+    "What iMAML's theory assumes, measured along training: convexity, smoothness, Hessians", run, BUDGETS, on_gpu=True
 )

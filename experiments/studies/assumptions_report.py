@@ -84,8 +84,8 @@ def findings(name: str, records: Records) -> list[str]:
     needed = max(-r["smallest"] for r in records)
     largest = np.array([r["largest"] for r in records])
     lines.append(
-        f"{name}: at the points visited L_s itself has curvature down to {-needed:.3g}, so that a λ above {needed:.3g} "
-        "would have made all of them convex. Its smoothness constant varies between "
+        f"{name}: at the points visited L_s itself has curvature down to {-needed:.3g}, so that, as far as Lanczos "
+        f"sees, a λ above {needed:.3g} would have made all of them convex. Its smoothness constant varies between "
         f"{largest.min():.3g} and {largest.max():.3g}, median {np.median(largest):.3g}."
     )
     before, after = (

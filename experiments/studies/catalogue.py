@@ -17,20 +17,27 @@ STUDIES: dict[str, Study] = {
     "cf-table1": CF_TABLE1,
     "cf-table2": CF_TABLE2,
     "imaml-accuracy": Study(
-        "iMAML's Fig. 2a: error of the meta-gradient on linear regression", imaml_accuracy.run, on_gpu=True
+        "iMAML's Fig. 2a: error of the meta-gradient on linear regression",
+        imaml_accuracy.run,
+        imaml_accuracy.BUDGETS,
+        on_gpu=True,
     ),
     "implicit-to-flow": Study(
         "From iMAML (one implicit step) to the exact flow: gradient distance and test error",
         implicit_to_flow.run,
+        implicit_to_flow.BUDGETS,
         side_by_side=True,
         on_gpu=True,
     ),
     "meta-gradient-error": Study(
-        "A-MAML's Tables 4 and 5: error of gradients against the number of states", meta_gradient_error.run
+        "A-MAML's Tables 4 and 5: error of gradients against the number of states",
+        meta_gradient_error.run,
+        meta_gradient_error.BUDGETS,
     ),
     "efficiency": Study(
         "A-MAML's Figs. 3 and 4, iMAML's Fig. 2b: seconds and memory against inner steps",
         efficiency.run,
+        efficiency.BUDGETS,
         on_gpu=True,
     ),
     "assumptions": ASSUMPTIONS,

@@ -79,4 +79,4 @@ def _records(found: dict[str, Any], kind: str) -> list[dict[str, Any]]:
     ]
 
 
-FAILURE_MODES = Study("Where MAML succeeds and iMAML fails, and the reverse, beside exact references", run)
+FAILURE_MODES = Study("Where MAML succeeds and iMAML fails, and the reverse, beside exact references", run, BUDGETS)

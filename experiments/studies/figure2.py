@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -70,7 +71,7 @@ def run(experiment: str, setting: Setting) -> Report:
     budget = BUDGETS[setting.budget]
     found = train(setting, panels(experiment, budget), [0])
     fitted = fitted_curves(setting, found)
-    parts: list[Table | Picture | str] = [_picture(experiment, found)]
+    parts: list[Table | Picture | str] = [_picture(experiment, found, fitted)]
     findings = []
     for name, comparison in found.items():
         shots = int(name.partition("shot")[0])
@@ -157,16 +158,18 @@ def _protocols_table(name: str, comparison: Comparison) -> Table:
     return Table(f"{name}: the method's own inner solve, and what a meta-step costs", columns, rows, note)
 
 
-def _picture(experiment: str, found: dict[str, Comparison]) -> Picture:
+def _picture(experiment: str, found: dict[str, Comparison], fitted: Mapping[str, Curve]) -> Picture:
     made, axes = figure(len(found), width=6.2, height=5.0)
     for each, (name, comparison) in zip(axes, found.items(), strict=True):
+        means = [float(values.mean()) for values in fitted[name].values()]
+        each.plot(list(fitted[name]), means, "--", color=PALETTE[0], linewidth=1.4, label=f"{METHOD}, fitted points")
         draw_adam(each, comparison)
         _draw_paper(each, list(comparison.runs), FIGURE_2[experiment, int(name.partition("shot")[0])])
         each.set_title(f"{experiment}, {name}", fontsize=11)
         each.set_ylim(0, 1.5)
     caption = (
         "Test error while Adam adapts; lines are ours with their 95 % interval, hollow circles what the paper's figure "
-        "shows for the method of that colour."
+        "shows for the method of that colour. Dashed: A-MAML's error on the points that Adam fits."
     )
     return Picture("figure2", caption, made)
 
@@ -196,6 +199,7 @@ FIG2_COSMIXTURE, FIG2_ALPINE = (
     Study(
         f"Figure 2 of A-MAML: {name} regression, three test protocols",
         partial(run, name.lower()),
+        BUDGETS,
         side_by_side=True,
         on_gpu=True,
     )

@@ -227,4 +227,6 @@ def peak_memory(name: str, budget: Budget) -> dict[str, float]:
     return {"bytes": float(max(peak_memory_bytes(_CPU) - before, 0)), "phi_bytes": float(size)}
 
 
-INNER_OPTIMISERS = Study("iMAML's inner solver: GD, momentum, Adam, Newton-CG by accuracy, time and memory", run)
+INNER_OPTIMISERS = Study(
+    "iMAML's inner solver: GD, momentum, Adam, Newton-CG by accuracy, time and memory", run, BUDGETS
+)

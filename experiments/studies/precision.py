@@ -118,4 +118,6 @@ def errors(exact: Outcome, found: Outcome) -> tuple[list[float], list[float]]:
     return gradient, phi
 
 
-PRECISION = Study("Whether MAML's gradient is numerically unstable: float32 beside float64, by inner steps", run)
+PRECISION = Study(
+    "Whether MAML's gradient is numerically unstable: float32 beside float64, by inner steps", run, BUDGETS
+)

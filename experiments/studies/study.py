@@ -75,12 +75,14 @@ class Study:
     Args:
         summary: one line for the list.
         run: does it, or goes on with it, and returns the report.
+        budgets: the sizes behind "quick" and "full"; results of other sizes are other results.
         side_by_side: whether it trains, several runs at once.
         on_gpu: whether it can compute on a GPU; float64 references in small pieces do not gain from one.
     """
 
     summary: str
     run: Callable[[Setting], Report]
+    budgets: Mapping[str, Any]
     side_by_side: bool = False
     on_gpu: bool = False
 

@@ -150,6 +150,17 @@ def test_what_was_computed_on_another_device_is_left_alone(call, tmp_path):
     assert code == 2 and "device is 'cuda' there, 'cpu' here; choose another --out" in errors
 
 
+def test_results_of_other_sizes_are_left_alone(call, monkeypatch, tmp_path):
+    """Such as those of another version, whose budget of the same name takes fewer steps."""
+    for steps, expected in ((2, 0), (3, 2)):
+        budget = ratings_tables.Budget(steps, (("ratings-toy", 10),), 5)
+        monkeypatch.setitem(ratings_tables.BUDGETS, "quick", budget)
+        monkeypatch.setattr(ratings_tables, "methods", lambda *_: {"A-MAML": {"name": "fomaml", "steps": 1}})
+        code, _, errors = call("cf-table1", "--out", tmp_path / "cf", "--jobs", 1)
+        assert code == expected, errors
+    assert "sizes is" in errors and "meta_steps=2" in errors and "meta_steps=3" in errors
+
+
 def test_a_directory_of_another_study_is_left_alone(call, monkeypatch, tmp_path):
     monkeypatch.setitem(ratings_tables.BUDGETS, "quick", ratings_tables.Budget(1, (("ratings-toy", 10),), 5))
     (tmp_path / "study.json").write_text('{"command": "reproduce", "study": "fig2-alpine", "budget": "quick"}')
