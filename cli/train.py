@@ -33,11 +33,13 @@ def command(world: World, asked: Asked, out: Path | None, resume: bool, as_json:
     same command with --resume continues bit for bit. Under torchrun (`torchrun --nproc-per-node 2 -m adjoint_meta.cli
     train …`) the processes share the tasks of each meta-step, and the first of them writes.
     """
+    from adjoint_meta.experiments.allocator import keep_large_blocks
     from adjoint_meta.experiments.run import Interrupted, finish, fit
     from adjoint_meta.experiments.run_directory import RunDirectory
 
     from .progress import progress
 
+    keep_large_blocks()
     if resume and out is None:
         raise click.UsageError("--resume needs the run directory: --out DIR")
     config, path = world.first(lambda: _run(asked, out, resume))

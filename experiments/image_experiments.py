@@ -14,6 +14,7 @@ from adjoint_meta.tasks import Batch
 
 from .augmentation import CropAndFlip
 from .config import RunConfig
+from .data.image_catalogue import image_set
 from .data.image_loading import load_images
 from .experiment import Entry, Experiment
 from .few_shot import Episodes
@@ -58,7 +59,7 @@ def accuracy(prediction: Tensor, batch: Batch) -> Tensor:
 
 def _few_shot(config: RunConfig, options: FewShotOptions, data_dir: Path | None) -> Experiment:
     images = load_images(config.experiment, data_dir, size=options.size, split=options.split)
-    mean, std = _moments(config.experiment)
+    usual = image_set(config.experiment)
 
     def episodes(split: str, queries: int, **others: Any) -> Episodes:
         return Episodes(
@@ -68,8 +69,8 @@ def _few_shot(config: RunConfig, options: FewShotOptions, data_dir: Path | None)
             queries,
             seed=config.seed,
             rotations=options.rotations,
-            mean=mean,
-            std=std,
+            mean=usual.mean,
+            std=usual.std,
             **others,
         )
 
@@ -87,19 +88,12 @@ def _few_shot(config: RunConfig, options: FewShotOptions, data_dir: Path | None)
     )
 
 
-def _moments(name: str) -> tuple[list[float], list[float]]:
-    """Return mean and standard deviation a channel: of ink as it is, or of natural photographs (ImageNet's)."""
-    if name in ("omniglot", "glyphs"):
-        return [0.0], [1.0]
-    return [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-
-
 def _methods(
     inner_lr: float, steps: int, maml: Mapping[str, Any], proximal: float, horizon: float
 ) -> dict[str, dict[str, Any]]:
     descent = {"steps": steps, "inner_lr": inner_lr}
     return {
-        "adjoint": {"horizon": horizon, "solver": "rk4", "steps": 5},
+        "adjoint": {"horizon": horizon, "solver": "heun", "steps": 6},
         "imaml": {**descent, "proximal": proximal, "cg_steps": 5},
         "maml": maml,
         "fomaml": maml,
