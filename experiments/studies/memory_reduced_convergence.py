@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from math import ceil, log
 from typing import Any
 
 import torch
@@ -118,7 +119,8 @@ def by_inner_steps(bench: Bench) -> dict[str, Callable[[int], float]]:
 
 def by_products(bench: Bench) -> dict[str, Callable[[int], float]]:
     """Return the error by the number of products that v takes, at heads that have come to rest."""
-    alpha, rest = bench.inner_lr, 3 * max(bench.budget.steps)
+    alpha = bench.inner_lr
+    rest = ceil(log(1e-16) / log(1 - alpha * float(bench.exact.spectrum.min())))
     return {
         "CG": lambda k: bench.error(MemoryReduced(rest, alpha, cg_steps=k, cg_tol=1e-14)),
         "Neumann series": lambda k: bench.error(stoc_bio(rest, alpha, products=k)),
