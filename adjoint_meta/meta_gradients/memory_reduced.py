@@ -45,7 +45,8 @@ class MemoryReduced(Method):
         neumann_scale: η, stable while η‖H‖ < 2; α when ``None``.
         damping: δ of H + δI in place of H.
         warm_start: how many tasks return at each meta-step, the same ones in the same order; their heads, and CG, then
-            start from where the meta-gradient before left them, which the learner keeps with its state. 0 starts anew.
+            start from where the meta-gradient before left them, which the learner keeps with its state. What is only
+            adapted or evaluated starts from θ. 0 always does.
 
     Raises:
         ValueError, TypeError: for an argument out of range or an unknown name.
