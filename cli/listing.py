@@ -34,7 +34,7 @@ def command(as_json: bool) -> None:
     for heading, entries in listing.items():
         click.echo(click.style(heading, bold=True))
         for name, text in entries.items():
-            click.echo(f"  {name:<22}{text}")
+            click.echo(f"  {name:<28}{text}")
 
 
 def _first_sentence(text: str | None) -> str:

@@ -32,7 +32,8 @@ class ImplicitMAML(Method):
         proximal: λ.
         steps: most inner steps on the proximal objective.
         inner_lr: size α of gradient steps, stable while α(‖H‖ + λ) < 2; Newton's method finds its own.
-        inner_tol: stop a task when its gradient has fallen by this factor; 0 takes all steps.
+        inner_tol: stop a task when its gradient has fallen by this factor; 0 takes all steps, of Newton's method those
+            to rounding.
         cg_steps: most CG steps, for g and for a direction of Newton's method; 0 leaves g = c.
         cg_tol: relative residual at which CG stops.
         inner: inner minimiser; ``"gd"`` is gradient descent. ``"newton-cg"`` is the paper's Hessian-free variant:

@@ -7,6 +7,7 @@ from .assumptions import ASSUMPTIONS
 from .failure_modes import FAILURE_MODES
 from .figure2 import FIG2_ALPINE, FIG2_COSMIXTURE
 from .inner_optimisers import INNER_OPTIMISERS
+from .memory_reduced_convergence import CONVERGENCE
 from .precision import PRECISION
 from .ratings_tables import CF_TABLE1, CF_TABLE2
 from .study import Study
@@ -44,4 +45,5 @@ STUDIES: dict[str, Study] = {
     "precision": PRECISION,
     "failure-modes": FAILURE_MODES,
     "inner-optimisers": INNER_OPTIMISERS,
+    "memory-reduced-convergence": CONVERGENCE,
 }

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from adjoint_meta import FOMAML, MAML, Batch, MemoryReduced, MetaLearner, SolverError, TaskBatch
 from adjoint_meta.meta_gradients import aid_bio, itd_bio, stoc_bio
+from adjoint_meta.training import Trainer, TrainingPlan
 
 mse, cross_entropy = nn.functional.mse_loss, nn.functional.cross_entropy
 
@@ -234,6 +235,26 @@ def test_the_state_repeats_a_run_bit_for_bit(generator):
         found = again.meta_gradient(tasks)
         assert all(torch.equal(found.grad[name], value) for name, value in expected.grad.items())
         assert torch.equal(again.warm, learner.warm)
+
+
+def test_an_interrupted_training_repeats_bit_for_bit(generator):
+    tasks = regression(generator)
+    start = MetaLearner(mlp(generator), mse, aid_bio(3, 5, 0.1, cg_steps=2), adapt="2.*")
+
+    def trainer(learner: MetaLearner, steps: int) -> Trainer:
+        optimizer = torch.optim.Adam(learner.parameters(), lr=0.02)
+        return Trainer(learner, optimizer, lambda step: tasks, TrainingPlan(steps))
+
+    whole, half, rest = (copy.deepcopy(start) for _ in range(3))
+    trainer(whole, 6).run()
+    interrupted = trainer(half, 3)
+    interrupted.run()
+    continued = trainer(rest, 6)
+    continued.load_state_dict(copy.deepcopy(interrupted.state_dict()))
+    continued.run()
+    state, expected = rest.state_dict(), whole.state_dict()
+    assert state.keys() == expected.keys() and all(torch.equal(state[name], expected[name]) for name in expected)
+    assert not torch.equal(expected["warm"], half.warm)
 
 
 def test_only_meta_gradients_go_on(generator):
