@@ -14,7 +14,7 @@ from adjoint_meta.solvers import SolverError, checks
 from .batched_model import twice_differentiable
 from .distributed import ALONE, World
 from .learner import MetaLearner
-from .tasks import Batch, TaskBatch
+from .tasks import Batch, TaskBatch, TaskSource
 
 # (predictions, the batch they answer) → one value a task.
 Metric = Callable[[Tensor, Batch], Tensor]
@@ -49,16 +49,32 @@ class Evaluation:
         }
 
 
-def evaluate(learner: MetaLearner, tasks: TaskBatch, metric: Metric = rmse, world: World = ALONE) -> Evaluation:
+def evaluate(
+    learner: MetaLearner,
+    tasks: TaskBatch | TaskSource,
+    metric: Metric = rmse,
+    world: World = ALONE,
+    *,
+    at_once: int | None = None,
+    place: Callable[[TaskBatch], TaskBatch] = lambda tasks: tasks,
+) -> Evaluation:
     """Adapt to each task's support by the method's own inner solve, and judge before and after on its query.
 
     Args:
+        tasks: all that there are, or a limited source of them.
         world: the processes that share the tasks; all get the whole result.
+        at_once: tasks that are taken from there, and held, at a time; ``None`` takes all.
+        place: moves them to the learner's device and dtype.
 
     Raises:
         SolverError: if the inner solve failed, or its result is too large for the metric to be finite.
     """
-    return Evaluation(*world.rows(tasks, lambda part: _before_and_after(learner, part, metric)).unbind(dim=1))
+    size = at_once or len(tasks)
+    rows = [
+        world.rows(place(tasks[start : start + size]), lambda part: _before_and_after(learner, part, metric))
+        for start in range(0, len(tasks), size)
+    ]
+    return Evaluation(*torch.cat(rows).unbind(dim=1))
 
 
 def _before_and_after(learner: MetaLearner, tasks: TaskBatch, metric: Metric) -> Tensor:

@@ -149,6 +149,11 @@ class TaskSource(ABC):
     def batch(self, indices: Sequence[int]) -> TaskBatch:
         """Return the tasks with these indices, stacked along the leading axis."""
 
+    def to(self, device: torch.device | str) -> TaskSource:
+        """Let what the source holds lie on this device, where tasks are made of it; one that holds nothing stays."""
+        del device
+        return self
+
     def __len__(self) -> int:
         if self.size is None:
             raise TypeError(f"{type(self).__name__} has no end; take tasks by index: source[0:100]")
@@ -192,6 +197,28 @@ class TaskSource(ABC):
                 shuffle = generator(seed, epoch)
                 permutations[epoch] = torch.randperm(self.size, generator=shuffle).tolist()
             yield permutations[epoch][place]
+
+
+class FirstTasks(TaskSource):
+    """The first tasks of a source, such as those to test on, made when they are asked for.
+
+    Args:
+        source: of at least as many tasks.
+        count: how many.
+    """
+
+    def __init__(self, source: TaskSource, count: int) -> None:
+        checks.count("count", count)
+        self.source, self.size = source, count
+
+    def to(self, device: torch.device | str) -> TaskSource:
+        """Let what the source holds lie on this device."""
+        self.source.to(device)
+        return self
+
+    def batch(self, indices: Sequence[int]) -> TaskBatch:
+        """Return the source's tasks with these indices."""
+        return self.source[indices]
 
 
 class StackedTasks(TaskSource):

@@ -23,11 +23,13 @@ if TYPE_CHECKING:
 @json_option
 def command(world: World, run_dir: Path, tasks: int | None, data_dir: Path | None, as_json: bool) -> None:
     """Test the run in RUN_DIR again: before and after adaptation by the method's own inner solve."""
+    from adjoint_meta.experiments.allocator import keep_large_blocks
     from adjoint_meta.experiments.run import evaluate_run
     from adjoint_meta.experiments.run_directory import RunDirectory
 
     from .tables import show_test
 
+    keep_large_blocks()
     summary = evaluate_run(RunDirectory(run_dir), data_dir=data_dir, tasks=tasks, world=world)
     if not world.leads:
         return

@@ -18,6 +18,7 @@ import torch
 from adjoint_meta.solvers import checks
 
 from . import run
+from .allocator import keep_large_blocks
 from .config import RunConfig
 from .measure import reset_peak_memory
 from .prepare import choose_device
@@ -177,6 +178,7 @@ _pool: dict[str, Any] = {}
 
 def _begin(stop: Any, steps: Any, threads: int) -> None:
     torch.set_num_threads(threads)
+    keep_large_blocks()
     _pool.update(stop=stop, steps=steps, shown=0.0)
 
 

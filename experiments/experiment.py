@@ -24,7 +24,8 @@ class Experiment:
     Args:
         model, loss: what is meta-learned.
         train: training tasks by index.
-        validation, test: tasks held out; their queries may be masked.
+        validation, test: tasks held out, a batch or a limited source; their queries may be masked.
+        at_once: tasks held out that are taken at a time; ``None`` takes all.
         metric: name of the number reported.
         larger_is_better: of the metric.
         measure: computes it, one value a task.
@@ -37,8 +38,9 @@ class Experiment:
     model: nn.Module
     loss: Loss
     train: TaskSource
-    validation: TaskBatch | None
-    test: TaskBatch
+    validation: TaskBatch | TaskSource | None
+    test: TaskBatch | TaskSource
+    at_once: int | None = None
     metric: str = "nRMSE"
     larger_is_better: bool = False
     measure: Metric = rmse

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from adjoint_meta.solvers import checks
-from adjoint_meta.tasks import Batch
+from adjoint_meta.tasks import Batch, FirstTasks
 
 from .augmentation import CropAndFlip
 from .config import RunConfig
@@ -79,8 +79,9 @@ def _few_shot(config: RunConfig, options: FewShotOptions, data_dir: Path | None)
         model=config.build_network().build(images["train"].shape, options.ways, config.seed),
         loss=nn.CrossEntropyLoss(),
         train=episodes("train", options.queries, augment=CropAndFlip() if options.augment else None),
-        validation=episodes("validation", options.queries).fixed(count) if count else None,
-        test=episodes("test", options.queries, first=TEST_EPISODES).fixed(options.test_tasks),
+        validation=FirstTasks(episodes("validation", options.queries), count) if count else None,
+        test=FirstTasks(episodes("test", options.queries, first=TEST_EPISODES), options.test_tasks),
+        at_once=config.tasks_per_step,  # as many as training has to hold
         metric="accuracy",
         larger_is_better=True,
         measure=accuracy,
@@ -99,7 +100,7 @@ def _methods(
         "fomaml": maml,
         "reptile": descent,
         "anil": {"steps": 5, "inner_lr": 0.4},
-        "memory-reduced": {"steps": 20, "inner_lr": 0.05, "cg_steps": 20, "damping": 0.01},
+        "memory-reduced": {"steps": 20, "inner_lr": 0.05, "cg_steps": 20, "damping": 0.1},
     }
 
 

@@ -71,7 +71,7 @@ def _steps_at(steps: int, inner_lr: float, maml_steps: int, solver_steps: int) -
         "imaml": {**descent, "proximal": 1.0, "cg_steps": 5},
         "maml": {"steps": maml_steps, "inner_lr": inner_lr},
         "anil": {"steps": maml_steps, "inner_lr": inner_lr},
-        "memory-reduced": {"steps": 20, "inner_lr": 0.05, "cg_steps": 20, "damping": 0.01},
+        "memory-reduced": {"steps": 20, "inner_lr": 0.05, "cg_steps": 20, "damping": 0.1},
         "fomaml": descent,
         "reptile": descent,
     }

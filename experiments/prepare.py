@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 
 from adjoint_meta.distributed import ALONE, World
+from adjoint_meta.evaluation import Evaluation, evaluate
 from adjoint_meta.learner import MetaLearner
 from adjoint_meta.solvers import checks
-from adjoint_meta.tasks import TaskBatch
+from adjoint_meta.tasks import TaskBatch, TaskSource
 
 from .config import RunConfig
 from .experiment import Experiment
@@ -32,6 +33,13 @@ class Prepared:
     def place(self, tasks: TaskBatch) -> TaskBatch:
         """Move tasks to the run's device and dtype."""
         return tasks.to(self.device, self.dtype)
+
+    def evaluate(self, tasks: TaskBatch | TaskSource) -> Evaluation:
+        """Judge the learner on tasks held out, a part of them at a time; the processes share them."""
+        experiment = self.experiment
+        return evaluate(
+            self.learner, tasks, experiment.measure, self.world, at_once=experiment.at_once, place=self.place
+        )
 
 
 def prepare(config: RunConfig, data_dir: Path | None = None, world: World = ALONE) -> Prepared:
@@ -57,6 +65,9 @@ def prepare(config: RunConfig, data_dir: Path | None = None, world: World = ALON
         backend=config.backend,
         remat=config.remat,
     )
+    for source in (experiment.train, experiment.validation, experiment.test):
+        if isinstance(source, TaskSource):
+            source.to(device)
     return Prepared(config, experiment, learner, device, dtype, world)
 
 

@@ -14,8 +14,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from adjoint_meta import checkpoint
 from adjoint_meta.distributed import ALONE, World
-from adjoint_meta.evaluation import Evaluation, adam_curve, evaluate
-from adjoint_meta.tasks import TaskBatch
+from adjoint_meta.evaluation import Evaluation, adam_curve
+from adjoint_meta.tasks import FirstTasks, TaskBatch
 from adjoint_meta.training import Trainer, TrainingFailed, TrainingPlan
 
 from . import plots
@@ -161,12 +161,11 @@ def _trainer(prepared: Prepared) -> Trainer:
             "validation.every is set but there are no validation tasks; set task.validation_tasks (regression) or "
             "task.validation_users (ratings)"
         )
-    validation = None if experiment.validation is None else prepared.place(experiment.validation)
 
     def validate() -> float:
-        if validation is None:
+        if experiment.validation is None:
             raise ValueError("there are no validation tasks")
-        return float(evaluate(learner, validation, experiment.measure, world).after.mean())
+        return float(prepared.evaluate(experiment.validation).after.mean())
 
     def schedule(step: int) -> TaskBatch:
         tasks = config.tasks_per_step
@@ -193,9 +192,8 @@ def finish(fitted: Fitted) -> dict[str, Any]:
     if trainer.best_state is not None:
         checkpoint.load_module(trainer.learner, trainer.best_state, "the best checkpoint")
     experiment = prepared.experiment
-    test = prepared.place(experiment.test)
-    result = evaluate(prepared.learner, test, experiment.measure, world)
-    adam = _adam(prepared, test)
+    result = prepared.evaluate(experiment.test)
+    adam = _adam(prepared)
     progress, config = trainer.progress, prepared.config
     summary = {
         "experiment": config.experiment,
@@ -240,10 +238,11 @@ def _leave(fitted: Fitted, summary: Mapping[str, Any], result: Evaluation, adam:
     write_atomically(directory.summary, json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
 
-def _adam(prepared: Prepared, test: TaskBatch) -> list[tuple[int, Tensor]]:
+def _adam(prepared: Prepared) -> list[tuple[int, Tensor]]:
     epochs = prepared.config.test.adam_epochs
     if not epochs:
         return []
+    test = prepared.place(prepared.experiment.test[:])
     return adam_curve(prepared.learner, test, prepared.experiment.measure, epochs=epochs, world=prepared.world)
 
 
@@ -279,11 +278,12 @@ def evaluate_run(
     state: Mapping[str, Any] = world.first(directory.read_checkpoint)["trainer"]
     best = state["best_model"] or state["model"]
     checkpoint.load_module(prepared.learner, best, str(directory.checkpoint))
-    available = len(prepared.experiment.test)
+    test = prepared.experiment.test
+    available = len(test)
     if tasks is not None and not 1 <= tasks <= available:
         raise ValueError(f"--tasks should be between 1 and {available}, the test tasks of this run, got {tasks}")
-    test = prepared.place(prepared.experiment.test[: tasks or available])
-    result = evaluate(prepared.learner, test, prepared.experiment.measure, world)
+    count = tasks or available
+    result = prepared.evaluate(test[:count] if isinstance(test, TaskBatch) else FirstTasks(test, count))
     return {
         "experiment": config.experiment,
         "method": config.method["name"],

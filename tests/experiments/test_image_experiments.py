@@ -33,15 +33,16 @@ def test_the_experiment_is_the_configurations():
     config = resolve(SMALL, "glyphs", "anil")
     experiment = build(config)
     assert experiment.metric == "accuracy" and experiment.larger_is_better
-    assert experiment.test.support.x.shape == (4, 5, 1, 28, 28) and experiment.test.query.x.shape == (4, 10, 1, 28, 28)
+    test = experiment.test[:]
+    assert test.support.x.shape == (4, 5, 1, 28, 28) and test.query.x.shape == (4, 10, 1, 28, 28)
     assert len(experiment.validation) == 3
     tasks = experiment.train.meta_batch(0, 2, seed=0)
     assert tasks.query.y.tolist() == [[0, 0, 1, 1, 2, 2, 3, 3, 4, 4]] * 2
     assert experiment.model.head.out_features == 5
     # Episodes of the three sets show different classes, and so different images.
-    assert not torch.equal(experiment.test.support.x[:3], experiment.validation.support.x)
+    assert not torch.equal(test.support.x[:3], experiment.validation[:].support.x)
     ways = resolve({**SMALL, "task": {"ways": 7, "shots": 3, "test_tasks": 1}}, "glyphs")
-    assert build(ways).test.support.x.shape == (1, 21, 1, 28, 28)
+    assert build(ways).test[:].support.x.shape == (1, 21, 1, 28, 28)
     assert build(ways).model.head.out_features == 7
 
 
@@ -57,7 +58,7 @@ def test_methods_of_a_head_adapt_the_head(method):
 def test_other_networks_take_the_images(model):
     options = {"mlp": {"width": 5}, "resnet12": {"widths": [2, 3]}}[model]
     prepared = prepare(resolve({**SMALL, "model": {"name": model, **options}}, "glyphs", "anil"))
-    tasks = prepared.place(prepared.experiment.test)
+    tasks = prepared.place(prepared.experiment.test[:])
     assert prepared.learner(tasks).isfinite()
 
 
@@ -90,5 +91,5 @@ def test_omniglot_is_read_and_its_classes_are_vinyals(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     experiment = build(resolve(SMALL, "omniglot", "anil"), Path(DATA))
     assert experiment.facts == {"train_classes": 1028, "validation_classes": 172, "test_classes": 423}
-    ink = experiment.test.support.x
+    ink = experiment.test[:].support.x
     assert float(ink.min()) >= 0.0 and float(ink.max()) <= 1.0 and 0.02 < float(ink.mean()) < 0.3

@@ -11,6 +11,7 @@ import torch
 
 from adjoint_meta import SolverError, checkpoint
 from adjoint_meta.evaluation import Evaluation
+from adjoint_meta.experiments import prepare as preparation
 from adjoint_meta.experiments import run, summary
 from adjoint_meta.experiments.models import mlp
 from adjoint_meta.experiments.prepare import choose_device, prepare
@@ -441,15 +442,15 @@ def test_a_run_whose_every_step_diverges_fails_with_the_reason(tmp_path):
 
 
 def test_what_is_written_is_json_even_when_a_validation_fails(tmp_path, monkeypatch):
-    real, calls = run.evaluate, []
+    real, calls = preparation.evaluate, []
 
-    def evaluate(*arguments):
+    def evaluate(*arguments, **options):
         calls.append(1)
         if len(calls) == 2:
             raise SolverError("scripted")
-        return real(*arguments)
+        return real(*arguments, **options)
 
-    monkeypatch.setattr(run, "evaluate", evaluate)
+    monkeypatch.setattr(preparation, "evaluate", evaluate)
     directory = RunDirectory(tmp_path / "run")
     train(small(), directory)
     lines = [strict(line) for line in directory.metrics.read_text().splitlines()]
