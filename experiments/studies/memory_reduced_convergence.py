@@ -108,7 +108,7 @@ class Bench:
 def by_inner_steps(bench: Bench) -> dict[str, Callable[[int], float]]:
     """Return each method's error by its number of inner steps, v being as good as they allow."""
     alpha, tasks = bench.inner_lr, len(bench.tasks)
-    exactly = {"cg_steps": bench.budget.problem.head, "cg_tol": 1e-14}
+    exactly: dict[str, Any] = {"cg_steps": bench.budget.problem.head, "cg_tol": 1e-14}
     return {
         OURS: lambda n: bench.error(MemoryReduced(n, alpha, **exactly)),
         "AID-BiO": lambda n: bench.error(replace(aid_bio(tasks, n, alpha), **exactly), ROUNDS),

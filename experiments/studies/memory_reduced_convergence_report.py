@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..report import Report, Table
 from ..statistics import Values
@@ -64,9 +65,9 @@ def report(found: Found, budget: Any, known: Mapping[str, Any], setting: Mapping
 # What follows from the curves
 
 
-def exponent(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
+def exponent(x: ArrayLike, y: ArrayLike) -> tuple[float, float]:
     """Return p of y ∝ xᵖ, fitted to the logarithms, and its standard error (NaN from two points)."""
-    a, b = np.log(np.array(x, dtype=float)), np.log(np.array(y, dtype=float))
+    a, b = np.log(np.asarray(x, dtype=float)), np.log(np.asarray(y, dtype=float))
     p, shift = np.polyfit(a, b, 1)
     spread = float(((b - p * a - shift) ** 2).sum())
     if len(a) < 3:

@@ -120,7 +120,8 @@ class Exact:
     @property
     def minimiser(self) -> Tensor:
         """Where Φ is least, ``[Q]``."""
-        return torch.linalg.solve(self.curvature.mean(dim=0), self.slope.mean(dim=0))
+        found: Tensor = torch.linalg.solve(self.curvature.mean(dim=0), self.slope.mean(dim=0))
+        return found
 
     def largest(self) -> float:
         """Return ‖∇²Φ‖."""
