@@ -100,7 +100,7 @@ class Comparison:
     @property
     def larger_is_better(self) -> bool:
         """Whether larger values of the metric are better."""
-        return bool(self._first.outcomes["larger_is_better"])
+        return bool(self._first.outcomes.get("larger_is_better", False))
 
     @property
     def units(self) -> dict[str, float]:
@@ -114,18 +114,25 @@ class Comparison:
 
     def values(self, method: str, when: str = "after") -> Values:
         """Return the metric ``[seeds, tasks]``, "before" or "after" the method's own adaptation."""
-        return _values([each.outcomes[when] for each in self.runs[method]])
+        return self._values([each.outcomes[when] for each in self.runs[method]])
+
+    def _values(self, outcomes: Sequence[Sequence[float | None]]) -> Values:
+        """Return outcomes as numbers; one that was not finite is as bad as can be, so that its method comes last."""
+        worst = -math.inf if self.larger_is_better else math.inf
+        return np.array([[worst if value is None else value for value in each] for each in outcomes])
 
     def baselines(self) -> dict[str, Values]:
         """Return the baselines' metric ``[seeds, tasks]``."""
         some = next(iter(self.runs.values()))
         names = some[0].outcomes["baselines"]
-        return {name: _values([each.outcomes["baselines"][name] for each in some]) for name in names}
+        return {name: self._values([each.outcomes["baselines"][name] for each in some]) for name in names}
 
     def adam(self, method: str) -> dict[int, Values]:
         """Return the metric ``[seeds, tasks]`` by epochs of Adam; empty if there were none."""
         epochs = self.runs[method][0].outcomes["adam"]
-        return {int(epoch): _values([each.outcomes["adam"][epoch] for each in self.runs[method]]) for epoch in epochs}
+        return {
+            int(epoch): self._values([each.outcomes["adam"][epoch] for each in self.runs[method]]) for epoch in epochs
+        }
 
     def mean(self, method: str, key: str) -> float:
         """Return a figure of the summaries, averaged over seeds, such as ``seconds_per_meta_step``."""
@@ -178,7 +185,7 @@ class Comparison:
         for name, runs in self.runs.items():
             for each in runs:
                 for when in ("before", "after"):
-                    of: Interval = interval(_values([each.outcomes[when]]))
+                    of: Interval = interval(self._values([each.outcomes[when]]))
                     found.append(
                         {
                             "experiment": each.summary["experiment"],
@@ -195,11 +202,6 @@ class Comparison:
                         }
                     )
         return found
-
-
-def _values(outcomes: Sequence[Sequence[float | None]]) -> Values:
-    """Return outcomes as numbers; one that was not finite is as bad as can be, so that its method comes last."""
-    return np.array([[math.inf if value is None else value for value in each] for each in outcomes])
 
 
 def _seconds(run: Finished) -> float:

@@ -227,7 +227,7 @@ def test_a_wrong_value_is_refused(assignment, message):
 def test_unknown_names_show_their_neighbours():
     near = refusal(resolve, {}, "movielens")
     assert "did you mean" in near and "'movielens-100k'" in near and "'movielens-1m'" in near
-    assert "expected one of alpine, cosmixture" in refusal(resolve, {}, "bogus")
+    assert "expected one of alpine, cifar-fs, cosmixture" in refusal(resolve, {}, "bogus")
     assert "unknown experiment 'alpin'; did you mean 'alpine'" in refusal(resolve, {"experiment": "alpin"})
     assert "unknown method 'mamm'; did you mean 'maml'" in refusal(resolve, {}, "sine", "mamm")
 

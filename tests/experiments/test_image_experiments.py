@@ -1,7 +1,6 @@
 """Few-shot experiments: what is built from a configuration, and that training on the embedded set learns."""
 
-import os
-from pathlib import Path
+import json
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ from adjoint_meta.experiments.registry import build, resolve
 from adjoint_meta.experiments.run import train
 from adjoint_meta.experiments.run_directory import RunDirectory
 
-DATA = os.environ.get("ADJOINT_META_DATA", "")
 SMALL = {
     "model": {"filters": 8},
     "task": {"test_tasks": 4, "validation_tasks": 3, "queries": 2},
@@ -74,8 +72,6 @@ def test_training_on_glyphs_learns_and_says_so(tmp_path):
     assert found["verdict"].startswith("Adaptation raises the accuracy: ")
     # The best validation is the largest.
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    import json
-
     values = [record["validation"] for record in map(json.loads, lines) if "validation" in record]
     assert len(values) == 2 and found["validation"]["best"] == max(values)
 
@@ -84,12 +80,3 @@ def test_a_plateau_schedule_must_know_that_accuracy_grows(tmp_path):
     keys = {**SMALL, "validation": {"every": 1}, "scheduler": {"name": "ReduceLROnPlateau"}}
     with pytest.raises(ValueError, match=r"accuracy is to grow; set scheduler\.options\.mode=max"):
         train(resolve(keys, "glyphs", "anil"), RunDirectory(tmp_path / "run"))
-
-
-@pytest.mark.skipif(not DATA, reason="set ADJOINT_META_DATA to the folder of data sets")
-def test_omniglot_is_read_and_its_classes_are_vinyals(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    experiment = build(resolve(SMALL, "omniglot", "anil"), Path(DATA))
-    assert experiment.facts == {"train_classes": 1028, "validation_classes": 172, "test_classes": 423}
-    ink = experiment.test[:].support.x
-    assert float(ink.min()) >= 0.0 and float(ink.max()) <= 1.0 and 0.02 < float(ink.mean()) < 0.3

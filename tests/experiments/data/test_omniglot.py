@@ -10,6 +10,7 @@ from adjoint_meta.experiments.data.image_catalogue import OMNIGLOT
 from adjoint_meta.experiments.data.image_loading import load_images
 from adjoint_meta.experiments.data.image_paths import find_paths
 from adjoint_meta.experiments.few_shot import Episodes
+from adjoint_meta.experiments.registry import build, resolve
 
 BACKGROUND = ("Armenian/character01", "Greek/character01", "Greek/character02")
 EVALUATION = ("Angelic/character01", "Gurmukhi/character41", "Gurmukhi/character42", "ULOG/character01")
@@ -130,10 +131,16 @@ def test_wrong_names_are_refused(mine):
 
 
 @pytest.fixture(scope="module")
-def real(real_data, tmp_path_factory):
-    """The real images by Vinyals' split, decoded into a cache of this module's own."""
+def cache(tmp_path_factory):
+    """A cache of this module's own."""
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def real(real_data, cache):
+    """The real images by Vinyals' split."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CACHE_HOME", cache)
         find_paths(OMNIGLOT, real_data)
         return load_images("omniglot", real_data)
 
@@ -160,3 +167,13 @@ def test_raw_pixels_do_as_published(real):
         cosine = torch.nn.functional.normalize(query, dim=2) @ torch.nn.functional.normalize(support, dim=2).mT
         nearest = episodes.support.y.gather(1, cosine.argmax(2))
         assert abs((nearest == episodes.query.y).double().mean() - published) < 0.015
+
+
+def test_the_experiment_takes_them(real, real_data, cache, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", cache)
+    options = {"model": {"filters": 2}, "task": {"test_tasks": 2, "queries": 1}}
+    experiment = build(resolve(options, "omniglot", "anil"), real_data)
+    assert experiment.facts == {"train_classes": 1028, "validation_classes": 172, "test_classes": 423}
+    tasks = experiment.test[:]
+    assert tasks.support.x.shape == (2, 5, 1, 28, 28) and 0.02 < float(tasks.support.x.mean()) < 0.3  # ink is 1
+    assert experiment.train.rotations
