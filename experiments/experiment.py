@@ -32,7 +32,7 @@ class Experiment:
         units: the same number in other units, as factors: {"stars": 4.0}.
         baselines: the metric of predictors without a network on the same test points, ``[tasks]`` each.
         facts: counts that a reader wants to see.
-        scene: a test task to draw before and after adaptation.
+        scene: a test task to draw before and after adaptation: a function, or an episode of images.
     """
 
     model: nn.Module
@@ -47,7 +47,7 @@ class Experiment:
     units: Mapping[str, float] = field(default_factory=dict)
     baselines: Mapping[str, Tensor] = field(default_factory=dict)
     facts: Mapping[str, int] = field(default_factory=dict)
-    scene: Scene | None = None
+    scene: Scene | TaskBatch | None = None
 
 
 @dataclass(frozen=True)

@@ -75,17 +75,19 @@ def _few_shot(config: RunConfig, options: FewShotOptions, data_dir: Path | None)
         )
 
     count = options.validation_tasks
+    test = FirstTasks(episodes("test", options.queries, first=TEST_EPISODES), options.test_tasks)
     return Experiment(
         model=config.build_network().build(images["train"].shape, options.ways, config.seed),
         loss=nn.CrossEntropyLoss(),
         train=episodes("train", options.queries, augment=CropAndFlip() if options.augment else None),
         validation=FirstTasks(episodes("validation", options.queries), count) if count else None,
-        test=FirstTasks(episodes("test", options.queries, first=TEST_EPISODES), options.test_tasks),
+        test=test,
         at_once=config.tasks_per_step,  # as many as training has to hold
         metric="accuracy",
         larger_is_better=True,
         measure=accuracy,
         facts={f"{split}_classes": len(classes) for split, classes in images.items()},
+        scene=test[:1],
     )
 
 

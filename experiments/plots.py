@@ -117,9 +117,10 @@ def _before_after(axes: Axes, result: Evaluation, experiment: Experiment) -> Non
     (unit, factor), *_ = [*experiment.units.items(), (experiment.metric, 1.0)]
     label = f"RMSE ({unit})" if experiment.units else experiment.metric
     before, after = (values.double().cpu().numpy() * factor for values in (result.before, result.after))
+    faint = min(0.18, 18 / len(before))
     for low, high in zip(before, after, strict=True):
         better = high > low if experiment.larger_is_better else high < low
-        axes.plot([0, 1], [low, high], color=GREEN if better else RED, alpha=0.18, linewidth=0.8)
+        axes.plot([0, 1], [low, high], color=GREEN if better else RED, alpha=faint, linewidth=0.8)
     means = [before.mean(), after.mean()]
     interval = [1.96 * v.std(ddof=1) / len(v) ** 0.5 if len(v) > 1 else 0.0 for v in (before, after)]
     axes.errorbar([0, 1], means, yerr=interval, color="black", marker="o", linewidth=2, capsize=4, zorder=3)
@@ -134,7 +135,7 @@ def _before_after(axes: Axes, result: Evaluation, experiment: Experiment) -> Non
     axes.set_xlabel("adaptation by the method's own inner solve")
     axes.set_xlim(-0.45, 1.45)
     low, high = np.quantile(np.concatenate([before, after]), [0.02, 0.98])
-    axes.set_ylim(0.9 * low, 1.05 * high)
+    axes.set_ylim((0, 1.02) if experiment.metric == "accuracy" else (0.9 * low, 1.05 * high))
     axes.set_ylabel(label)
     axes.set_title(f"{len(after)} test tasks: each, mean and 95 % interval", fontsize=10)
     if experiment.baselines:

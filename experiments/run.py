@@ -20,6 +20,7 @@ from adjoint_meta.training import Trainer, TrainingFailed, TrainingPlan
 
 from . import plots
 from .config import RunConfig
+from .episode_plot import episode
 from .events import events_writer
 from .measure import peak_memory_bytes
 from .outer import build_outer, check_outer
@@ -234,7 +235,8 @@ def _leave(fitted: Fitted, summary: Mapping[str, Any], result: Evaluation, adam:
     records = read_metrics(directory.metrics)
     plots.save(plots.curves(records, experiment, result, adam, title=_title(prepared)), directory.curves)
     if experiment.scene is not None:
-        plots.save(plots.adaptation(prepared, experiment.scene, title=_title(prepared)), directory.adaptation)
+        draw = episode if isinstance(experiment.scene, TaskBatch) else plots.adaptation
+        plots.save(draw(prepared, experiment.scene, title=_title(prepared)), directory.adaptation)
     write_atomically(directory.summary, json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
 

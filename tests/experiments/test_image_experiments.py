@@ -2,11 +2,15 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgba
 
 from adjoint_meta import Batch
+from adjoint_meta.experiments.episode_plot import episode
 from adjoint_meta.experiments.image_experiments import accuracy
+from adjoint_meta.experiments.plots import BLUE, RED
 from adjoint_meta.experiments.prepare import prepare
 from adjoint_meta.experiments.registry import build, resolve
 from adjoint_meta.experiments.run import train
@@ -80,3 +84,21 @@ def test_a_plateau_schedule_must_know_that_accuracy_grows(tmp_path):
     keys = {**SMALL, "validation": {"every": 1}, "scheduler": {"name": "ReduceLROnPlateau"}}
     with pytest.raises(ValueError, match=r"accuracy is to grow; set scheduler\.options\.mode=max"):
         train(resolve(keys, "glyphs", "anil"), RunDirectory(tmp_path / "run"))
+
+
+def test_the_picture_of_an_episode_frames_what_is_right():
+    torch.set_default_dtype(torch.float32)
+    prepared = prepare(resolve({**SMALL, "model": {"filters": 8}}, "glyphs", "anil"))
+    tasks = prepared.experiment.scene
+    made = episode(prepared, tasks, title="glyphs")
+    assert len(made.axes) == 5 * 3  # a support image and two query images a class
+    phi = prepared.learner.adapt(tasks.support)
+    guesses = prepared.learner.predict(phi, tasks.query.x)[0].argmax(1)
+    right = guesses == tasks.query.y[0]
+    for place in range(10):
+        axes = made.axes[place // 2 * 3 + 1 + place % 2]
+        (image,) = axes.images
+        np.testing.assert_allclose(image.get_array(), tasks.query.x[0, place, 0], atol=1e-6)
+        assert axes.spines["top"].get_edgecolor() == to_rgba(BLUE if right[place] else RED)
+        assert axes.get_xlabel() == ("" if right[place] else f"taken for {int(guesses[place]) + 1}")
+    assert f"and {float(right.double().mean()):.0%} after" in made.get_suptitle()
