@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,7 +91,7 @@ def _few_shot(config: RunConfig, options: FewShotOptions, data_dir: Path | None)
 
 
 def _methods(
-    inner_lr: float, steps: int, maml: Mapping[str, Any], proximal: float, horizon: float
+    inner_lr: float, steps: int, maml: dict[str, Any], proximal: float, horizon: float
 ) -> dict[str, dict[str, Any]]:
     descent = {"steps": steps, "inner_lr": inner_lr}
     return {

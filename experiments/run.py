@@ -234,9 +234,11 @@ def _leave(fitted: Fitted, summary: Mapping[str, Any], result: Evaluation, adam:
     write_atomically(directory.outcomes, json.dumps(outcomes(experiment, result, adam), allow_nan=False) + "\n")
     records = read_metrics(directory.metrics)
     plots.save(plots.curves(records, experiment, result, adam, title=_title(prepared)), directory.curves)
-    if experiment.scene is not None:
-        draw = episode if isinstance(experiment.scene, TaskBatch) else plots.adaptation
-        plots.save(draw(prepared, experiment.scene, title=_title(prepared)), directory.adaptation)
+    scene, title = experiment.scene, _title(prepared)
+    if isinstance(scene, TaskBatch):
+        plots.save(episode(prepared, scene, title=title), directory.adaptation)
+    elif scene is not None:
+        plots.save(plots.adaptation(prepared, scene, title=title), directory.adaptation)
     write_atomically(directory.summary, json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
 

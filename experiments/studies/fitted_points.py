@@ -41,7 +41,7 @@ def fitted_curves(setting: Setting, found: Mapping[str, Comparison]) -> dict[str
 
 def _curve(finished: Finished) -> dict[str, list[float]]:
     prepared = fit(finished.job.config, RunDirectory(finished.job.path), resume=True).prepared
-    support = prepared.place(prepared.experiment.test).support
+    support = prepared.place(prepared.experiment.test[:]).support
     epochs = prepared.config.test.adam_epochs
     curve = adam_curve(prepared.learner, TaskBatch(support, support), prepared.experiment.measure, epochs=epochs)
     return {str(epoch): values.tolist() for epoch, values in curve}
