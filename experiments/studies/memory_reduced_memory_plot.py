@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
 from ..plots import BLUE, GREEN, ORANGE, figure
 from ..report import Picture
 from .curve_plot import plain_ticks
@@ -45,14 +47,15 @@ def picture(entries: Entries, name: str) -> Picture:
                 color=color,
                 marker=marker,
                 linestyle=dashes,
-                markersize=5,
+                markersize=5 if dashes == "-" else 6.5,
                 linewidth=1.7,
                 markerfacecolor=color if dashes == "-" else "white",
                 label=contestant,
             )
         plain_ticks(axes, steps)
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.yaxis.set_minor_formatter(lambda value, _: "")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("inner steps")
         axes.set_ylabel(label)
     handles, _ = panels[0].get_legend_handles_labels()

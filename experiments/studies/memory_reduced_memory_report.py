@@ -25,7 +25,9 @@ def report(courses: Sequence[Entries], notes: Sequence[str], setting: Mapping[st
     """
     parts: list[Any] = []
     for entries in courses:
-        parts += [picture(entries, _slug(entries)), *_tables(entries)]
+        if len({entry["steps"] for entry in entries}) > 1:
+            parts.append(picture(entries, f"memory_{entries[0]['workload'].replace('-', '_')}"))
+        parts += _tables(entries)
     return Report(
         title="Memory-reduced meta-learning: memory and seconds against inner steps",
         question=(
@@ -111,7 +113,3 @@ def _tables(entries: Entries) -> list[Table]:
         table("peak extra memory, MiB", "extra_mib", ".0f", "Of the process, or of the allocator on a GPU; once."),
         table("seconds", "seconds", ".3g", "On a CPU, those that the processor spent."),
     ]
-
-
-def _slug(entries: Entries) -> str:
-    return f"memory_{entries[0]['workload'].replace('-', '_')}"

@@ -76,8 +76,9 @@ def test_findings_do_without_what_was_left_out():
 
 def test_tensors_are_counted_while_they_live():
     held = torch.ones(1000)
+    few = torch.ones(256, dtype=torch.float32)
     with TensorBytes() as found:
-        one = torch.ones(256) + 1  # two of 1 KiB at once
+        one = (few + 1) + 1  # two of 1 KiB at once
         view = one[3:].view(-1)
         assert found.peak == 2048 and found.now == 1024
         del one
