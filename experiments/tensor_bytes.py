@@ -26,11 +26,13 @@ class TensorBytes(TorchDispatchMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
+        # A view, or what was changed in place, is nothing new, be it of a tensor made outside.
+        given = {each.untyped_storage()._cdata for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
                 storage = tensor.untyped_storage()
                 key, size = storage._cdata, storage.nbytes()
-                if key not in self._alive:
+                if key not in self._alive and key not in given:
                     self._alive.add(key)
                     self.now += size
                     self.peak = max(self.peak, self.now)
