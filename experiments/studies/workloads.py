@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -153,44 +154,28 @@ def _decoder(blocks: int, width: int, sequences: int, tokens: int, vocabulary: i
 DECODERS = {"decoder": _decoder(8, 256, 2, 256, 256), "tiny decoder": _decoder(4, 8, 2, 6, 5)}
 
 
-def _five_way(title: str, detail: str, net: Callable[[], nn.Module], images: dict[str, int], layer: int) -> Workload:
-    """Return five ways of 5 shots each for a network whose largest layer has ``layer`` places an image."""
-    queries, width = images["queries"], images.pop("filters")
+def _five_way(
+    title: str, pooled: bool, layer: tuple[int, int, int], *, side: int = 28, queries: int = 15, channels: int = 1
+) -> Workload:
+    net = partial(conv_net, 32, 5, side, channels) if pooled else partial(strided_net, ways=5)
+    block = (
+        "of 32 filters, batch norm, ReLU, 2×2 max pool" if pooled else "of 64 filters and stride 2, batch norm, ReLU"
+    )
     return Workload(
         title,
-        f"{detail}, 5-way 5-shot, {queries} query images a class, random {images['side']}×{images['side']} images",
+        f"4 × [3×3 convolution {block}], 5-way 5-shot, {queries} query images a class, random {side}×{side} images",
         net,
         nn.CrossEntropyLoss,
-        lambda count: image_tasks(count, ways=5, shots=5, **images),
-        (25 * layer, 9 * width, width),
+        lambda count: image_tasks(count, ways=5, side=side, shots=5, queries=queries, channels=channels),
+        layer,
     )
 
 
-_STRIDED = "4 × [3×3 convolution of 64 filters and stride 2, batch norm, ReLU]"
-_POOLED = "4 × [3×3 convolution of 32 filters, batch norm, ReLU, 2×2 max pool]"
-# What contestants adapt is their own affair: the whole network, or its head.
+# What contestants adapt of these is their own affair: the whole network, or its head.
 FIVE_WAY = {
-    "five-way": _five_way(
-        "Conv4, 28×28",
-        _STRIDED,
-        lambda: strided_net(ways=5),
-        {"side": 28, "queries": 15, "filters": 64},
-        7 * 7,
-    ),
-    "five-way-halves": _five_way(
-        "Conv4, 28×28, support and query alike",
-        _STRIDED,
-        lambda: strided_net(ways=5),
-        {"side": 28, "queries": 5, "filters": 64},
-        7 * 7,
-    ),
-    "five-way-84": _five_way(
-        "Conv4, 84×84",
-        _POOLED,
-        lambda: conv_net(32, ways=5, side=84, channels=3),
-        {"side": 84, "queries": 15, "filters": 32, "channels": 3},
-        42 * 42,
-    ),
+    "five-way": _five_way("Conv4, 28×28", False, (25 * 7 * 7, 9 * 64, 64)),
+    "five-way-halves": _five_way("Conv4, 28×28, support and query alike", False, (25 * 7 * 7, 9 * 64, 64), queries=5),
+    "five-way-84": _five_way("Conv4, 84×84", True, (25 * 42 * 42, 9 * 32, 32), side=84, channels=3),
 }
 
 
