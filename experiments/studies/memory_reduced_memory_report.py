@@ -92,8 +92,8 @@ def _verdict(course: str, *measures: Mapping[str, Mapping[int, float]]) -> str:
         if AT in measures[0][name]:
             met = sum(found[OURS][AT] <= SHARE * found[name][AT] for found in measures)
             said[list(said)[2 - met]].append(name)
-    told = "; ".join(f"{where} than {', '.join(names)}" for where, names in said.items() if names)
-    return f"{course}: {1 - SHARE:.0%} less, or more than that, is taken {told}."
+    told = "; ".join(f"{where} against {', '.join(names)}" for where, names in said.items() if names)
+    return f"{course}: the claim of at least {1 - SHARE:.0%} less memory holds {told}."
 
 
 def _tables(entries: Entries) -> list[Table]:

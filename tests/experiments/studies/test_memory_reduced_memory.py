@@ -65,7 +65,7 @@ def test_findings_follow_from_the_entries():
     entries += [entry("plain ANIL", n, 12.5) for n in (1, 20)]
     said = " ".join(findings(entries))
     assert "plain MAML 95% (95%)" in said and "plain ANIL 20% (20%)" in said
-    assert "is taken by both measures than plain MAML; by neither than plain ANIL." in said
+    assert "at least 50% less memory holds by both measures against plain MAML; by neither against plain ANIL." in said
     assert "plain ITD-BiO" not in said
     assert "plain MAML 0.2" in said and "memory-reduced 1.00, plain ANIL 1.00, plain MAML 10.00 times" in said
 
