@@ -8,6 +8,7 @@ from .failure_modes import FAILURE_MODES
 from .figure2 import FIG2_ALPINE, FIG2_COSMIXTURE
 from .inner_optimisers import INNER_OPTIMISERS
 from .memory_reduced_convergence import CONVERGENCE
+from .memory_reduced_memory import MEMORY
 from .precision import PRECISION
 from .ratings_tables import CF_TABLE1, CF_TABLE2
 from .study import Study
@@ -46,4 +47,5 @@ STUDIES: dict[str, Study] = {
     "failure-modes": FAILURE_MODES,
     "inner-optimisers": INNER_OPTIMISERS,
     "memory-reduced-convergence": CONVERGENCE,
+    "memory-reduced-memory": MEMORY,
 }

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from adjoint_meta.engine import BACKENDS
 from adjoint_meta.learner import MetaLearner
-from adjoint_meta.meta_gradients import FOMAML, MAML, AdjointMAML, ImplicitMAML, Method, Reptile
+from adjoint_meta.meta_gradients import ANIL, FOMAML, MAML, AdjointMAML, ImplicitMAML, MemoryReduced, Method, Reptile
 
+from .bilevel_peers import CG_STEPS, DAMPING, plain_anil, plain_itd, plain_maml, plain_memory_reduced
 from .competitors import MISSING
 from .peers import by_higher, by_torchdiffeq, by_torchopt, flow_steps, installed, unrolled
 from .workloads import INNER_LR, Placed, flat
@@ -42,7 +43,9 @@ class Contestant:
 
 def _ours(method: Callable[[int], Method], **options: Any) -> Callable[[Placed, int, str], Run]:
     def prepare(placed: Placed, steps: int, backend: str) -> Run:
-        learner = MetaLearner(placed.model, placed.loss, method(steps), backend=backend, adapt=placed.adapt, **options)
+        learner = MetaLearner(
+            placed.model, placed.loss, method(steps), backend=backend, **{"adapt": placed.adapt, **options}
+        )
 
         # Each new shape of points is looked at once, not in every meta-gradient.
         learner.support_problem(placed.tasks.support)
@@ -119,6 +122,24 @@ VARIANTS: dict[str, Contestant] = {
         _ours(lambda n: AdjointMAML(horizon=horizon(n), solver="heun", steps=n, adjoint="interpolating")), "flow"
     ),
 }
+
+
+def _memory_reduced(steps: int) -> MemoryReduced:
+    return MemoryReduced(steps, INNER_LR, cg_steps=CG_STEPS, cg_tol=0.0, damping=DAMPING)
+
+
+# Few-shot learning a task at a time, as the papers' code goes through a batch, in this package and in plain torch.
+_HEAD: dict[str, Any] = {"adapt": "head.*", "chunk_size": 1}
+FEW_SHOT: dict[str, Contestant] = {
+    "memory-reduced": Contestant(_ours(_memory_reduced, **_HEAD), None),
+    "memory-reduced, all tasks at once": Contestant(_ours(_memory_reduced, adapt="head.*"), None),
+    "ANIL and ITD-BiO": Contestant(_ours(lambda n: ANIL(n, INNER_LR), **_HEAD), None),
+    "MAML, task by task": Contestant(_ours(_maml, chunk_size=1), None),
+    "plain Algorithm 1": Contestant(_theirs(plain_memory_reduced), None, own=False),
+    "plain ANIL": Contestant(_theirs(plain_anil), None, own=False),
+    "plain ITD-BiO": Contestant(_theirs(plain_itd), None, own=False),
+    "plain MAML": Contestant(_theirs(plain_maml), None, own=False),
+}
 # Not timed: what the errors are taken against, in float64.
 REFERENCES: dict[str, Contestant] = {
     "descent": Contestant(_theirs(unrolled), None, own=False),
@@ -126,7 +147,7 @@ REFERENCES: dict[str, Contestant] = {
     # In float64 a deep model's unrolled graph would not fit; tests hold the two against each other.
     "exact": Contestant(_ours(_maml), None),
 }
-ENTRANTS = {**CONTESTANTS, **DEEP, **VARIANTS}
+ENTRANTS = {**CONTESTANTS, **DEEP, **VARIANTS, **FEW_SHOT}
 
 
 def backends() -> tuple[str, ...]:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
-from typing import Any
-
-import torch
+from dataclasses import replace
 
 from ..prepare import choose_device
 from ..report import Report
 from .contestants import missing
+from .courses import facts, race_all
 from .efficiency_report import FLOW_METHODS, IMPLICIT_METHODS, report
 from .published import STEPS_3
-from .race import GIB, Budget, Course, Race
+from .race import GIB, Budget, Course
 from .study import Setting
-from .workloads import details
 
 _FULL = Budget(
     courses=(
@@ -49,30 +46,6 @@ def run(setting: Setting) -> Report:
     """Measure each figure's methods, every one in a process of its own, and report."""
     budget = BUDGETS[setting.budget]
     device = choose_device(setting.device)
-    races = []
-    for number, course in enumerate(budget.courses):
-
-        def measured(course: Course = course) -> dict[str, Any]:
-            race = Race(course, budget, device, 1, setting.step)
-            try:
-                return {"entries": [_own_seconds(entry, device) for entry in race.run()], "notes": race.notes}
-            finally:
-                race.close()
-
-        races.append(setting.cell(f"{number}-{course.workload}", measured))
-    facts = {
-        "budget": setting.budget,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU, 1 thread",
-        "dtype": "float32",
-        "repeats": budget.repeats,
-        "courses": [asdict(course) for course in budget.courses],
-        "workloads": details(course.workload for course in budget.courses),
-    }
-    return report(races, [*missing(), *(line for race in races for line in race["notes"])], facts)
-
-
-def _own_seconds(entry: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """Take the processor's seconds on a CPU, where one thread works and other work on the machine shall not count."""
-    if device.type != "cpu":
-        return entry
-    return {**entry, "wall_seconds": entry["seconds"], "seconds": entry["cpu_seconds"]}
+    races = race_all(setting, budget, device)
+    notes = [*missing(), *(line for race in races for line in race["notes"])]
+    return report(races, notes, facts(setting, budget, device))

@@ -6,6 +6,7 @@ anew. A child's resident set begins with what it shares with the server; only gr
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import signal
 import sys
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..measure import peak_memory_bytes, reset_peak_memory
+from ..tensor_bytes import TensorBytes
 from .contestants import ENTRANTS, REFERENCES, Run
 from .workloads import place
 
@@ -66,16 +68,17 @@ class FreshProcess:
         self._process.start()
         other.close()
 
-    def measure(self, steps: int, timeout: float, *, again: bool = False) -> dict[str, Any]:
+    def measure(self, steps: int, timeout: float, *, again: bool = False, tensors: bool = False) -> dict[str, Any]:
         """Return what one meta-gradient took, or ``{"failed": why}``; a process that failed is gone.
 
         Args:
             steps: inner steps.
             timeout: seconds to wait.
             again: time the same once more, seconds alone.
+            tensors: follow the tensors of the same once more, bytes alone.
         """
         try:
-            self._line.send((steps, again))
+            self._line.send((steps, "tensors" if tensors else "again" if again else "first"))
             if self._line.poll(timeout):
                 reply: dict[str, Any] = self._line.recv()
             else:
@@ -100,8 +103,8 @@ def _serve(line: Connection, job: Job) -> None:
     try:
         bench = _Bench(job)
         while True:
-            steps, again = line.recv()
-            line.send(bench.again() if again else bench.first(steps))
+            steps, what = line.recv()
+            line.send(bench.first(steps) if what == "first" else getattr(bench, what)())
     except EOFError:
         return
     except Exception as error:
@@ -139,6 +142,13 @@ class _Bench:
     def again(self) -> dict[str, Any]:
         """Measure seconds, and those that the processor spent on this process."""
         return self._timed()[0]
+
+    def tensors(self) -> dict[str, Any]:
+        """Measure the most bytes of tensors that are alive at once, of those that the call itself makes."""
+        gc.collect()
+        with TensorBytes() as found:
+            self.run()
+        return {"tensors": found.peak}
 
     def _timed(self) -> tuple[dict[str, float], Tensor]:
         synchronise(self.device)

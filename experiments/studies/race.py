@@ -62,6 +62,7 @@ class Budget:
         memory: bytes; a meta-gradient predicted to take more is left out.
         reference: seconds that a reference may take; 0 for no errors.
         total: seconds after which no other course is begun.
+        tensors: whether to follow the bytes of tensors, too, in a call of their own.
     """
 
     courses: tuple[Course, ...]
@@ -71,6 +72,7 @@ class Budget:
     memory: float
     reference: float
     total: float
+    tensors: bool = False
 
 
 class Race:
@@ -133,6 +135,8 @@ class Race:
         why = self._forbidden(steps, last)
         if why is None:
             found = self._processes[key].measure(steps, self.budget.patience)
+            if self.budget.tensors and "failed" not in found:
+                found |= self._processes[key].measure(steps, self.budget.patience, tensors=True)
             why = found.get("failed")
         if why is None:
             return found
@@ -186,6 +190,7 @@ class Race:
             "cpu_seconds": found["cpu_seconds"],
             "to_maml": None if yardstick is None else found["seconds"] / yardstick,
             "extra_mib": found["extra"] / 2**20,
+            **({"tensor_mib": found["tensors"] / 2**20} if self.budget.tensors else {}),
             "error": error,
             "once": found["once"],
         }

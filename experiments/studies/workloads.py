@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -61,23 +62,34 @@ def rating_tasks(count: int, items: int = 100, shots: int = 10, queries: int = 1
     return TaskBatch(points(shots), points(queries))
 
 
-def image_tasks(count: int, ways: int = 20, side: int = 28, shots: int = 1) -> TaskBatch:
-    """Return tasks of random images ``[tasks, ways × shots, 1, side, side]``, as many query as support images."""
+def image_tasks(
+    count: int, ways: int = 20, side: int = 28, shots: int = 1, queries: int | None = None, channels: int = 1
+) -> TaskBatch:
+    """Return tasks of random images ``[tasks, ways × shots, channels, side, side]``.
+
+    Args:
+        count: how many.
+        ways: classes a task.
+        side: of the images, in pixels.
+        shots: support images a class.
+        queries: query images a class; as many as support images when ``None``.
+        channels: of the images.
+    """
     draw = generator(0, 101)
 
-    def points() -> Batch:
-        images = torch.rand(count, ways * shots, 1, side, side, generator=draw)
-        return Batch(images, torch.arange(ways).repeat(count, shots))
+    def points(each: int) -> Batch:
+        images = torch.rand(count, ways * each, channels, side, side, generator=draw)
+        return Batch(images, torch.arange(ways).repeat(count, each))
 
-    return TaskBatch(points(), points())
+    return TaskBatch(points(shots), points(shots if queries is None else queries))
 
 
-def conv_net(filters: int = 64, ways: int = 20, side: int = 28) -> nn.Module:
+def conv_net(filters: int = 64, ways: int = 20, side: int = 28, channels: int = 1) -> nn.Module:
     """Return MAML's Omniglot network: 4 × [3×3 convolution, batch norm of the points at hand, ReLU, max pool], linear.
 
     Finn, Abbeel, Levine, ICML 2017, section 5.2, with pooling in place of strides, as for MiniImagenet.
     """
-    return Conv4(filters, "pool").build([1, side, side], ways, seed=0)
+    return Conv4(filters, "pool").build([channels, side, side], ways, seed=0)
 
 
 def strided_net(filters: int = 64, ways: int = 20) -> nn.Module:
@@ -142,9 +154,34 @@ def _decoder(blocks: int, width: int, sequences: int, tokens: int, vocabulary: i
 DECODERS = {"decoder": _decoder(8, 256, 2, 256, 256), "tiny decoder": _decoder(4, 8, 2, 6, 5)}
 
 
+def _five_way(
+    title: str, pooled: bool, layer: tuple[int, int, int], *, side: int = 28, queries: int = 15, channels: int = 1
+) -> Workload:
+    net = partial(conv_net, 32, 5, side, channels) if pooled else partial(strided_net, ways=5)
+    block = (
+        "of 32 filters, batch norm, ReLU, 2×2 max pool" if pooled else "of 64 filters and stride 2, batch norm, ReLU"
+    )
+    return Workload(
+        title,
+        f"4 × [3×3 convolution {block}], 5-way 5-shot, {queries} query images a class, random {side}×{side} images",
+        net,
+        nn.CrossEntropyLoss,
+        lambda count: image_tasks(count, ways=5, side=side, shots=5, queries=queries, channels=channels),
+        layer,
+    )
+
+
+# What contestants adapt of these is their own affair: the whole network, or its head.
+FIVE_WAY = {
+    "five-way": _five_way("Conv4, 28×28", False, (25 * 7 * 7, 9 * 64, 64)),
+    "five-way-halves": _five_way("Conv4, 28×28, support and query alike", False, (25 * 7 * 7, 9 * 64, 64), queries=5),
+    "five-way-84": _five_way("Conv4, 84×84", True, (25 * 42 * 42, 9 * 32, 32), side=84, channels=3),
+}
+
+
 def workload(name: str) -> Workload:
-    """Return the workload of that name, of `WORKLOADS` or `DECODERS`."""
-    return {**WORKLOADS, **DECODERS}[name]
+    """Return the workload of that name, of `WORKLOADS`, `DECODERS` or `FIVE_WAY`."""
+    return {**WORKLOADS, **DECODERS, **FIVE_WAY}[name]
 
 
 def details(names: Iterable[str]) -> list[str]:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import copy
 import io
-import weakref
 
 import pytest
 import torch
 from problems import drawn, mlp, regression
 from references import Split, central_difference, conjugate_gradient_iterates, implicit, relative, through_every_step
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from adjoint_meta import FOMAML, MAML, Batch, MemoryReduced, MetaLearner, SolverError, TaskBatch
+from adjoint_meta.experiments.tensor_bytes import TensorBytes
 from adjoint_meta.meta_gradients import aid_bio, itd_bio, stoc_bio
 from adjoint_meta.training import Trainer, TrainingPlan
 
@@ -318,34 +316,9 @@ def test_float32_stays_float32_and_asks_no_more_of_cg(generator):
     assert bool((found.stats["cg_iterations"] < 20).all())
 
 
-class Bytes(TorchDispatchMode):
-    """Follows the bytes of all storages made inside, and their peak."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._alive: set[int] = set()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
-                if storage._cdata not in self._alive:
-                    self._alive.add(storage._cdata)
-                    self.now += storage.nbytes()
-                    self.peak = max(self.peak, self.now)
-                    weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
-        return result
-
-    def _gone(self, key: int, size: int) -> None:
-        self._alive.discard(key)
-        self.now -= size
-
-
 def peak(learner: MetaLearner, tasks: TaskBatch) -> int:
     learner.meta_gradient(tasks)
-    with Bytes() as found:
+    with TensorBytes() as found:
         learner.meta_gradient(tasks)
     return found.peak
 
