@@ -195,4 +195,6 @@ def _which(seed: int, step: int, size: int, tasks: int) -> Tensor:
     return torch.randint(tasks, (size,), generator=generator(seed, 400, step))
 
 
-CONVERGENCE = Study("Memory-reduced meta-learning: error of the hypergradient, residual against meta-steps", run)
+CONVERGENCE = Study(
+    "Memory-reduced meta-learning: error of the hypergradient, residual against meta-steps", run, BUDGETS
+)
