@@ -36,7 +36,7 @@ def data_dir_words(data_dir: Path | None) -> list[str]:
 
 _CONFIGURATION = (
     click.argument("experiment", required=False),
-    click.option("--method", metavar="NAME", help="adjoint, imaml, maml, fomaml or reptile."),
+    click.option("--method", metavar="NAME", help="adjoint, imaml, maml, fomaml, reptile, anil or memory-reduced."),
     click.option("--config", "file", type=click.Path(path_type=Path), metavar="FILE", help="YAML configuration."),
     click.option(
         "--set",

@@ -116,6 +116,12 @@ _SMALL: dict[str, Any] = {
     "tasks_per_step": 16,
     "optimizer": {"lr": 0.003},  # so that a first run, of 300 meta-steps, gets far
 }
+_TINY: dict[str, Any] = {
+    **_SMALL,
+    "model": {"name": "conv4", "filters": 32, "downsample": "stride"},
+    "task": {"queries": 5},
+    "tasks_per_step": 8,
+}
 _LARGE: dict[str, Any] = {
     "model": {"name": "conv4", "filters": 32, "downsample": "pool"},
     "task": {"augment": True},
@@ -131,7 +137,7 @@ IMAGE_EXPERIMENTS: dict[str, Entry] = {
     ),
     "glyphs": Entry(
         "few-shot classification of drawn glyphs, 28×28 (embedded)",
-        FewShotOptions, _few_shot, {**_SMALL, "task": {"queries": 5}}, _CHARACTERS,
+        FewShotOptions, _few_shot, _TINY, _CHARACTERS,
     ),
     "mini-imagenet": Entry(
         "few-shot classification of photographs, 84×84; Ravi and Larochelle's classes",

@@ -12,7 +12,7 @@ import torch
 from adjoint_meta import SolverError, checkpoint
 from adjoint_meta.evaluation import Evaluation
 from adjoint_meta.experiments import prepare as preparation
-from adjoint_meta.experiments import run, summary
+from adjoint_meta.experiments import summary
 from adjoint_meta.experiments.models import mlp
 from adjoint_meta.experiments.prepare import choose_device, prepare
 from adjoint_meta.experiments.registry import build, resolve
