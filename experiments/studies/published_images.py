@@ -1,8 +1,8 @@
 """What the papers print of few-shot classification: accuracies in per cent with ±, ``None`` where none is known.
 
 Omniglot and mini-ImageNet: Tables 2 and 3 of iMAML (Rajeswaran, Finn, Kakade, Levine, NeurIPS 2019), and Table 3 of
-A-MAML (Li, Wang, Narayan, Kirby, Zhe, AISTATS 2023), which takes over iMAML's rows; ANIL (Raghu, Raghu, Bengio, Vinyals,
-ICLR 2020); COMLN (arXiv 2203.01443, ICLR 2022) on four convolutions.
+A-MAML (Li, Wang, Narayan, Kirby, Zhe, AISTATS 2023), which takes over iMAML's rows; ANIL (Raghu, Raghu, Bengio and
+Vinyals, ICLR 2020); COMLN (arXiv 2203.01443, ICLR 2022) on four convolutions.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ MINI_IMAGENET: dict[tuple[int, int], dict[str, Accuracy]] = {
     },
 }
 
-# Yang, Ma, Yu, AAAI 2025, second-hand from an author's notes; the tables as printed were not seen. 5 ways, 5 shots, 4000
-# meta-steps. Data set → method → accuracy.
+# Yang, Ma, Yu, AAAI 2025, second-hand from an author's notes; the tables as printed were not seen. 5 ways, 5 shots,
+# 4000 meta-steps. Data set → method → accuracy.
 MEMORY_REDUCED: dict[str, dict[str, Accuracy]] = {
     "cifar-fs": {
         "MAML": (68.12, None),
