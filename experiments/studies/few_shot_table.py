@@ -67,10 +67,8 @@ def at_hand(columns: Mapping[str, Column], data_dir: Path | None) -> tuple[dict[
     """
     missing: dict[str, str] = {}
     for name in {column.cell.experiment: None for column in columns.values()}:
-        wanted = image_set(name)
         try:
-            if wanted.stored:
-                find_paths(wanted, data_dir)
+            find_paths(image_set(name), data_dir)
         except MissingDataError as error:
             missing[name] = str(error)
     found = {title: column for title, column in columns.items() if column.cell.experiment not in missing}
@@ -163,8 +161,8 @@ def _table(columns: Mapping[str, Column], found: Mapping[str, Comparison]) -> Ta
             ours = f"{best}{_percent(comparison.values(method))}" if method in comparison.runs else "–"
             row += [ours, _printed(columns[title].printed.get(method))]
         rows.append(row)
-    tasks = next(iter(found.values()))
-    count = tasks.values(next(iter(tasks.runs))).shape[1]
+    first = next(iter(found.values()))
+    count = first.values(first.best).shape[1]
     note = (
         f"Accuracy after adaptation in per cent, mean ± half of the 95 % interval over {count} test episodes; the best "
         "of ours in bold; – where a method was not run, or nothing is printed of it."
@@ -202,6 +200,5 @@ def _picture(columns: Mapping[str, Column], found: Mapping[str, Comparison]) -> 
 
 def _with_printed(title: str, columns: Mapping[str, Column], record: Mapping[str, Any]) -> dict[str, Any]:
     """Return a record with its column, and what the papers print, as a share like ours."""
-    theirs = columns[title].printed.get(record["method"])
-    shown = theirs is not None and record["when"] == "after"
-    return {"column": title, **record, "printed": round(theirs[0] / 100, 6) if shown and theirs else None}
+    theirs = columns[title].printed.get(record["method"]) if record["when"] == "after" else None
+    return {"column": title, **record, "printed": None if theirs is None else round(theirs[0] / 100, 6)}
