@@ -44,7 +44,7 @@ class Budget:
 
 
 BUDGETS = {
-    "quick": Budget(150, 8, 32, 5, 3e-3, whole=((5, 1),), heads=((20, 1),), backend="eager"),
+    "quick": Budget(100, 4, 32, 5, 3e-3, whole=((5, 1),), heads=((20, 1),), backend="eager"),
     "full": Budget(20_000, 32, 64, 15, 1e-3, whole=((5, 1), (5, 5), (20, 1), (20, 5))),
 }
 

@@ -72,7 +72,7 @@ class Budget:
 
 
 MINI = {
-    "quick": Budget(40, 4, filters=16, test_tasks=200, backend="eager"),
+    "quick": Budget(30, 4, filters=16, test_tasks=100, backend="eager"),
     "full": Budget(60_000, 4),
 }
 REDUCED = {
