@@ -122,8 +122,8 @@ def _findings(title: str, columns: Mapping[str, Column], found: Mapping[str, Com
     least, most = min(gaps, key=lambda name: gaps[name]), max(gaps, key=lambda name: gaps[name])
     between = f"{gaps[most]:+.1f}" if least == most else f"{gaps[least]:+.1f} ({least}) to {gaps[most]:+.1f} ({most})"
     line = (
-        f"{title}: {between} points beside what the papers print of {_methods(len(ours))}; {len(inside)} of the "
-        "printed values in our 95 % interval."
+        f"{title}: ours lie {between} points from what the papers print of {_methods(len(ours))}; {len(inside)} of the "
+        "printed values are in our 95 % interval."
     )
     if len(ours) > 2:
         tau = stats.kendalltau([of.mean for of in ours.values()], [printed[name][0] for name in ours]).statistic
@@ -149,7 +149,7 @@ def _printed(accuracy: Accuracy | None) -> str:
     if accuracy is None:
         return "–"
     mean, half = accuracy
-    return f"{mean:.1f}" if half is None else f"{mean:.1f} ± {half:.1f}"
+    return f"{mean:g}" if half is None else f"{mean:g} ± {half:g}"
 
 
 def _table(columns: Mapping[str, Column], found: Mapping[str, Comparison]) -> Table:
