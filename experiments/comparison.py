@@ -47,18 +47,24 @@ def jobs(
     seeds: Sequence[int],
     keys: Mapping[str, Any],
     out: Path,
+    own: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[Job]:
     """Return the runs of a comparison, seed by seed; a seed decides tasks, their order and the initialisation.
 
     Args:
         methods: options by label.
         keys: configuration that all share.
+        own: configuration in place of it, by label.
 
     Raises:
         ValueError: if a configuration cannot work.
     """
     return [
-        Job(label, resolve({**keys, "method": dict(method), "seed": seed}, experiment), _path(out, label, seed))
+        Job(
+            label,
+            resolve({**keys, **(own or {}).get(label, {}), "method": dict(method), "seed": seed}, experiment),
+            _path(out, label, seed),
+        )
         for seed in seeds
         for label, method in methods.items()
     ]

@@ -9,6 +9,8 @@ from .figure2 import FIG2_ALPINE, FIG2_COSMIXTURE
 from .inner_optimisers import INNER_OPTIMISERS
 from .memory_reduced_convergence import CONVERGENCE
 from .memory_reduced_memory import MEMORY
+from .omniglot_table import OMNIGLOT_TABLE
+from .photograph_tables import MEMORY_REDUCED_TABLE, MINI_IMAGENET_TABLE
 from .precision import PRECISION
 from .ratings_tables import CF_TABLE1, CF_TABLE2
 from .study import Study
@@ -48,4 +50,7 @@ STUDIES: dict[str, Study] = {
     "inner-optimisers": INNER_OPTIMISERS,
     "memory-reduced-convergence": CONVERGENCE,
     "memory-reduced-memory": MEMORY,
+    "omniglot-table": OMNIGLOT_TABLE,
+    "mini-imagenet-table": MINI_IMAGENET_TABLE,
+    "memory-reduced-table": MEMORY_REDUCED_TABLE,
 }

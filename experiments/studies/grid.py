@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..comparison import Comparison, jobs, slug
@@ -19,11 +19,13 @@ class Cell:
         experiment: by name.
         keys: configuration that the methods share.
         methods: options of each, by its label.
+        own: configuration of single methods, by label, in place of what is shared.
     """
 
     experiment: str
     keys: Mapping[str, Any]
     methods: Mapping[str, Mapping[str, Any]]
+    own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def train(setting: Setting, cells: Mapping[str, Cell], seeds: Sequence[int]) -> dict[str, Comparison]:
@@ -34,7 +36,7 @@ def train(setting: Setting, cells: Mapping[str, Cell], seeds: Sequence[int]) -> 
     """
     shared = {"device": setting.device}
     planned = {
-        name: jobs(cell.experiment, cell.methods, seeds, {**cell.keys, **shared}, setting.out / slug(name))
+        name: jobs(cell.experiment, cell.methods, seeds, {**cell.keys, **shared}, setting.out / slug(name), cell.own)
         for name, cell in cells.items()
     }
     finished = iter(
