@@ -13,7 +13,7 @@ from .published_images import OMNIGLOT
 from .study import Setting, Study
 
 HEAD = {"adapt": ["head.*"]}
-HEADS = ("ANIL", "A-MAML, head", "memory-reduced")
+HEADS = ("ANIL", "A-MAML (head)", "memory-reduced")
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,10 @@ def methods(ways: int) -> dict[str, dict[str, Any]]:
         "Reptile": {"name": "reptile", **descent},
         "iMAML-GD": {**implicit, **descent},
         "iMAML-HF": {**implicit, "inner": "newton-cg", "steps": 3},
-        "A-MAML, T = 0.5": {"name": "adjoint", "horizon": 0.5, "solver": "heun", "steps": 4},
-        "A-MAML, T = 1": {"name": "adjoint", "horizon": 1.0, "solver": "heun", "steps": 8},
+        "A-MAML (T = 0.5)": {"name": "adjoint", "horizon": 0.5, "solver": "heun", "steps": 4},
+        "A-MAML (T = 1)": {"name": "adjoint", "horizon": 1.0, "solver": "heun", "steps": 8},
         "ANIL": {"name": "anil", "steps": 5, "inner_lr": 0.4},
-        "A-MAML, head": {"name": "adjoint", "horizon": 2.0, "solver": "rk4", "steps": 10},
+        "A-MAML (head)": {"name": "adjoint", "horizon": 2.0, "solver": "rk4", "steps": 10},
         "memory-reduced": {"name": "memory-reduced", "steps": 20, "inner_lr": 0.05, "cg_steps": 20, "damping": 0.1},
     }
 
@@ -75,7 +75,7 @@ def columns(budget: Budget) -> dict[str, Column]:
         chosen = methods(ways)
         if (ways, shots) not in budget.whole:
             chosen = {name: chosen[name] for name in HEADS}
-        cell = Cell("omniglot", _keys(budget, ways, shots), chosen, {"A-MAML, head": HEAD})
+        cell = Cell("omniglot", _keys(budget, ways, shots), chosen, {"A-MAML (head)": HEAD})
         found[episode(ways, shots)] = Column(cell, ways, OMNIGLOT.get((ways, shots), {}))
     return found
 

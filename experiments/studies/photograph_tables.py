@@ -91,17 +91,17 @@ def mini_methods() -> dict[str, dict[str, Any]]:
         "Reptile": {"name": "reptile", "steps": 8, "inner_lr": 0.05},
         "iMAML-GD": {**implicit, "steps": 10, "inner_lr": 0.1},
         "iMAML-HF": {**implicit, "inner": "newton-cg", "steps": 3},
-        "A-MAML, T = 0.5": {"name": "adjoint", "horizon": 0.5, "solver": "heun", "steps": 4},
-        "A-MAML, T = 1": {"name": "adjoint", "horizon": 1.0, "solver": "heun", "steps": 8},
+        "A-MAML (T = 0.5)": {"name": "adjoint", "horizon": 0.5, "solver": "heun", "steps": 4},
+        "A-MAML (T = 1)": {"name": "adjoint", "horizon": 1.0, "solver": "heun", "steps": 8},
         "ANIL": {"name": "anil", "steps": 5, "inner_lr": 0.05},
-        "A-MAML, head": {"name": "adjoint", "horizon": 1.0, "solver": "auto"},
+        "A-MAML (head)": {"name": "adjoint", "horizon": 1.0, "solver": "auto"},
     }
 
 
 def mini_columns(budget: Budget) -> dict[str, Column]:
     """Return the one column: 5 ways, 1 shot."""
     keys = budget.keys(1, 15, clip_norm=10.0, optimizer={"lr": 1e-3})
-    cell = Cell("mini-imagenet", keys, mini_methods(), {"A-MAML, head": HEAD})
+    cell = Cell("mini-imagenet", keys, mini_methods(), {"A-MAML (head)": HEAD})
     return {f"mini-ImageNet, {episode(5, 1)}": Column(cell, 5, MINI_IMAGENET[5, 1])}
 
 

@@ -31,8 +31,8 @@ OMNIGLOT: dict[tuple[int, int], dict[str, Accuracy]] = {
         "Reptile": (89.43, 0.14),
         "iMAML-GD": (94.46, 0.42),
         "iMAML-HF": (96.18, 0.36),
-        "A-MAML, T = 0.5": (96.36, 0.39),
-        "A-MAML, T = 1": (96.79, 0.34),
+        "A-MAML (T = 0.5)": (96.36, 0.39),
+        "A-MAML (T = 1)": (96.79, 0.34),
         "ANIL": (96.2, 0.5),
     },
     (20, 5): {
@@ -52,11 +52,11 @@ MINI_IMAGENET: dict[tuple[int, int], dict[str, Accuracy]] = {
         "Reptile": (49.97, 0.32),
         "iMAML-GD": (48.96, 1.84),
         "iMAML-HF": (49.30, 1.88),
-        "A-MAML, T = 0.5": (49.43, 1.64),
-        "A-MAML, T = 1": (49.47, 1.77),
+        "A-MAML (T = 0.5)": (49.43, 1.64),
+        "A-MAML (T = 1)": (49.47, 1.77),
         "ANIL": (46.7, 0.4),
         # COMLN's, which learns T too.
-        "A-MAML, head": (53.01, 0.62),
+        "A-MAML (head)": (53.01, 0.62),
     },
 }
 

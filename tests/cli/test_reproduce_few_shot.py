@@ -111,7 +111,7 @@ def test_omniglot_beside_the_papers(call, monkeypatch, tmp_path):
 def test_mini_imagenet_in_a_folder(call, monkeypatch, tmp_path, photographs):
     small = photograph_tables.Budget(1, 1, filters=2, test_tasks=2, size=16, backend="eager")
     monkeypatch.setitem(photograph_tables.MINI, "quick", small)
-    chosen = ("FOMAML", "A-MAML, head")
+    chosen = ("FOMAML", "A-MAML (head)")
     monkeypatch.setattr(photograph_tables, "mini_methods", some(photograph_tables.mini_methods, chosen))
     code, text, errors = call("mini-imagenet-table", "--out", tmp_path / "out", "--data-dir", photographs, "--jobs", 1)
     assert code == 0, errors
@@ -158,7 +158,7 @@ def test_every_run_of_every_budget_is_a_configuration(tmp_path):
                 for job in jobs(cell.experiment, cell.methods, [0], cell.keys, tmp_path, cell.own):
                     method = job.config.build_method()
                     assert job.config.meta_steps == budget.meta_steps and job.config.task["ways"] == column.ways
-                    assert (job.config.adapt == ["head.*"]) == (job.name == "A-MAML, head") and method.steps != 0
+                    assert (job.config.adapt == ["head.*"]) == (job.name == "A-MAML (head)") and method.steps != 0
 
 
 def test_full_budgets_are_the_papers():
@@ -182,7 +182,7 @@ def test_the_papers_numbers_are_whole():
     for at, total in sums.items():
         assert sum(mean for mean, _ in OMNIGLOT[at].values()) == pytest.approx(total)
     assert max(OMNIGLOT[5, 1], key=lambda name: OMNIGLOT[5, 1][name][0]) == "iMAML-HF"
-    assert max(OMNIGLOT[20, 1], key=lambda name: OMNIGLOT[20, 1][name][0]) == "A-MAML, T = 1"
+    assert max(OMNIGLOT[20, 1], key=lambda name: OMNIGLOT[20, 1][name][0]) == "A-MAML (T = 1)"
     assert sum(mean for mean, _ in MINI_IMAGENET[5, 1].values()) == pytest.approx(443.61)
     for name, row in MEMORY_REDUCED.items():
         assert max(row, key=lambda method: row[method][0]) == "memory-reduced", name

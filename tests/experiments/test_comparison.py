@@ -24,8 +24,10 @@ SUMMARY = {
 
 
 def finished(name, after, adam):
-    outcomes = {"metric": "nRMSE", "units": {}, "before": [1.0, 1.1, 1.2], "after": after, "baselines": {}}
-    return Finished(Job(name, resolve({}, "sine", "maml"), Path(name)), SUMMARY, {**outcomes, "adam": adam})
+    outcomes = {"metric": "nRMSE", "larger_is_better": False, "units": {}, "before": [1.0, 1.1, 1.2], "after": after}
+    return Finished(
+        Job(name, resolve({}, "sine", "maml"), Path(name)), SUMMARY, {**outcomes, "baselines": {}, "adam": adam}
+    )
 
 
 @pytest.fixture(params=["own", "adam"])
