@@ -48,6 +48,21 @@ def test_the_experiment_is_the_configurations():
     assert build(ways).model.head.out_features == 7
 
 
+def test_characters_are_not_mirrored():
+    """What augmenting makes of an image lies in the image moved by up to four pixels."""
+    options = {**SMALL, "task": {"queries": 1, "test_tasks": 1, "augment": True}}
+    changed, plain = (build(resolve({**options, **more}, "glyphs")).train for more in ({}, {"task": {"queries": 1}}))
+    got, whole = changed[0:4].support.x[..., 0, :, :], plain[0:4].support.x[..., 0, :, :]
+    for image, source in zip(got.flatten(0, 1), whole.flatten(0, 1), strict=True):
+        moved = torch.nn.functional.pad(source, [4] * 4).unfold(0, 28, 1).unfold(1, 28, 1)
+        assert bool((moved == image).flatten(2).all(dim=2).any())
+
+
+def test_a_warm_start_asks_for_the_same_tasks_each_time():
+    with pytest.raises(ValueError, match=r"warm_start=2 .* training has tasks without end and takes 2 .*warm_start=0"):
+        prepare(resolve({**SMALL, "method": {"warm_start": 2}}, "glyphs", "memory-reduced"))
+
+
 @pytest.mark.parametrize("method", ["anil", "memory-reduced"])
 def test_methods_of_a_head_adapt_the_head(method):
     prepared = prepare(resolve(SMALL, "glyphs", method))
