@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,12 @@ class FewShotOptions:
 
 
 def accuracy(prediction: Tensor, batch: Batch) -> Tensor:
-    """Return the share of query images ``[tasks]`` whose largest score ``[tasks, points, ways]`` is their class's."""
-    return (prediction.argmax(dim=2) == batch.y).to(prediction.dtype).mean(dim=1)
+    """Return the share of query images ``[tasks]`` whose largest score ``[tasks, points, ways]`` is their class's.
+
+    It is NaN for a task with a score that is: the largest of these would be some class, and the share one of chance.
+    """
+    right = (prediction.argmax(dim=2) == batch.y).to(prediction.dtype).mean(dim=1)
+    return right.masked_fill(prediction.isnan().flatten(1).any(dim=1), math.nan)
 
 
 def _changes(shape: tuple[int, int, int]) -> CropAndFlip:
