@@ -61,7 +61,8 @@ def fetch(name: str, data_dir: Path | None, as_json: bool) -> None:
     from adjoint_meta.experiments.data.image_catalogue import ImageSet
 
     wanted = _named(name)
-    click.echo(f"{name}: {wanted.terms}. Cite {wanted.citation}.", err=True)
+    cite = f" Cite {wanted.citation}." if wanted.citation else ""
+    click.echo(f"{name}: {wanted.terms}.{cite}", err=True)
     with _progress(name) as advance:
         if isinstance(wanted, ImageSet):
             from adjoint_meta.experiments.data.image_archives import obtain_images

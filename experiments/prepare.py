@@ -10,6 +10,7 @@ import torch
 from adjoint_meta.distributed import ALONE, World
 from adjoint_meta.evaluation import Evaluation, evaluate
 from adjoint_meta.learner import MetaLearner
+from adjoint_meta.meta_gradients import Method
 from adjoint_meta.solvers import checks
 from adjoint_meta.tasks import TaskBatch, TaskSource
 
@@ -34,6 +35,14 @@ class Prepared:
         """Move tasks to the run's device and dtype."""
         return tasks.to(self.device, self.dtype)
 
+    def meta_batch(self, step: int) -> TaskBatch:
+        """Return this process's tasks of a meta-step, in place; where tasks return, all of them in the same order."""
+        count, train = self.config.tasks_per_step, self.experiment.train
+        share = self.world.share(count)
+        if self.learner.method.returning:
+            return self.place(train[share])
+        return self.place(train.meta_batch(step, count, self.config.seed, share))
+
     def evaluate(self, tasks: TaskBatch | TaskSource) -> Evaluation:
         """Judge the learner on tasks held out, a part of them at a time; the processes share them."""
         experiment = self.experiment
@@ -53,6 +62,7 @@ def prepare(config: RunConfig, data_dir: Path | None = None, world: World = ALON
     dtype = getattr(torch, config.dtype)
     experiment = build(config, data_dir)
     method = config.build_method()
+    _check_returning(method, experiment.train, config.tasks_per_step)
     learner = MetaLearner(
         experiment.model.to(device, dtype),
         experiment.loss,
@@ -69,6 +79,17 @@ def prepare(config: RunConfig, data_dir: Path | None = None, world: World = ALON
         if isinstance(source, TaskSource):
             source.to(device)
     return Prepared(config, experiment, learner, device, dtype, world)
+
+
+def _check_returning(method: Method, train: TaskSource, tasks: int) -> None:
+    """Refuse to go on from where other tasks ended."""
+    if method.returning and not (method.returning == train.size == tasks):
+        supply = "tasks without end" if train.size is None else f"{train.size} tasks"
+        raise ValueError(
+            f"method.warm_start={method.returning} asks for the same {method.returning} tasks at each meta-step, but "
+            f"training has {supply} and takes {tasks} at a time; set tasks_per_step and the number of training tasks "
+            "to it, or warm_start=0"
+        )
 
 
 def choose_device(name: str, world: World = ALONE) -> torch.device:

@@ -168,10 +168,6 @@ def _trainer(prepared: Prepared) -> Trainer:
             raise ValueError("there are no validation tasks")
         return float(prepared.evaluate(experiment.validation).after.mean())
 
-    def schedule(step: int) -> TaskBatch:
-        tasks = config.tasks_per_step
-        return prepared.place(experiment.train.meta_batch(step, tasks, config.seed, world.share(tasks)))
-
     plan = TrainingPlan(
         config.meta_steps,
         config.clip_norm,
@@ -180,7 +176,7 @@ def _trainer(prepared: Prepared) -> Trainer:
         config.max_skipped,
         experiment.larger_is_better,
     )
-    return Trainer(learner, optimizer, schedule, plan, scheduler=scheduler, validate=validate, world=world)
+    return Trainer(learner, optimizer, prepared.meta_batch, plan, scheduler=scheduler, validate=validate, world=world)
 
 
 def finish(fitted: Fitted) -> dict[str, Any]:

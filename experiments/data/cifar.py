@@ -54,6 +54,10 @@ def read_cifar(path: Path) -> dict[str, NDArray[np.uint8]]:
     except BROKEN as error:
         if isinstance(error, DataError):
             raise
+        if isinstance(error, OSError) and error.errno is not None:  # those of what is read have no number
+            raise RuntimeError(
+                f"could not unpack {path} into {cache_folder()} ({error}); make room there, or make it writable"
+            ) from error
         raise DataError(f"{path} cannot be unpacked ({error or type(error).__name__}); {REMEDY}") from error
 
 

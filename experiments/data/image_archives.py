@@ -105,7 +105,7 @@ def verify_images(wanted: ImageSet, data_dir: str | os.PathLike[str] | None = No
     """
     paths = find_paths(wanted, data_dir)
     split = next(iter(wanted.splits))
-    images = decoded(wanted, paths, wanted.size, split)
+    images = decoded(wanted, paths, wanted.size, split, anew=True)
     if difference := differs(wanted, split, images):
         raise DataError(f"{paths[0]} is not the published {wanted.name}: it holds {difference}; restore it")
     official = bool(wanted.archives) and len(paths) == len(wanted.archives)

@@ -26,7 +26,7 @@ VERSION = 1
 Build = Callable[[Path], None]
 
 
-def cached(name: str, key: object, build: Build) -> dict[str, ImageClasses]:
+def cached(name: str, key: object, build: Build, *, anew: bool = False) -> dict[str, ImageClasses]:
     """Return the splits stored under this key, after building them if they are not there or not whole.
 
     They are built in a folder of their own, which is renamed when it is complete: what has the right name is whole.
@@ -35,12 +35,15 @@ def cached(name: str, key: object, build: Build) -> dict[str, ImageClasses]:
         name: of the data set.
         key: all that decides the content; its ``repr`` counts.
         build: writes the splits into a folder.
+        anew: build them even if they are there.
 
     Raises:
         RuntimeError: if the cache cannot be written.
     """
     digest = hashlib.sha256(repr((VERSION, name, key)).encode()).hexdigest()[:16]
     folder = cache_folder() / "images" / f"{name}-{digest}"
+    if anew:
+        shutil.rmtree(folder, ignore_errors=True)
     if folder.is_dir():
         try:
             return _mapped(name, folder)

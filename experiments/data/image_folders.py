@@ -82,19 +82,38 @@ def _by_folder(found: list[ImageFile]) -> Iterator[tuple[ImageFile, str, str]]:
 
 
 def _by_table(paths: list[Path], found: list[ImageFile]) -> Iterator[tuple[ImageFile, str, str]]:
-    by_name = {file.name: file for file in found}
+    by_name: dict[str, list[ImageFile]] = {}
+    for file in found:
+        by_name.setdefault(file.name, []).append(file)
+    listed: dict[str, str] = {}
     for path in paths:
-        with path.open(newline="", encoding="utf-8") as lines:
+        for number, row in _rows(path):
+            line = f"{path}, line {number}"
+            if len(row) != 2:
+                raise DataError(f"{line}: got {len(row)} fields, expected FILENAME,CLASS")
+            image, label = row
+            if image in listed:
+                raise DataError(f"{line}: {image} is listed before, in {listed[image]}; take one line out")
+            files = by_name.get(image, [])
+            if len(files) > 1:
+                raise DataError(
+                    f"{line}: {image} is both {files[0]} and {files[1]}, expected one; rename or remove one"
+                )
+            if not files:
+                raise DataError(f"{line}: there is no image {image} below; restore it, or take the line out")
+            listed[image] = line
+            yield files[0], NAMES[path.stem], label
+
+
+def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number and the fields of each line that has any, without the header."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as lines:
             for number, row in enumerate(csv.reader(lines), 1):
-                if not row or row == HEADER:
-                    continue
-                if len(row) != 2:
-                    raise DataError(f"{path}, line {number}: got {len(row)} fields, expected FILENAME,CLASS")
-                if row[0] not in by_name:
-                    raise DataError(
-                        f"{path}, line {number}: there is no image {row[0]} below; restore it, or take the line out"
-                    )
-                yield by_name[row[0]], NAMES[path.stem], row[1]
+                if row and row != HEADER:
+                    yield number, row
+    except (UnicodeDecodeError, csv.Error, OSError) as error:
+        raise DataError(f"{path} is no table of FILENAME,CLASS ({error}); restore it") from error
 
 
 def _misplaced(name: str, file: ImageFile, label: str, claimed: str, home: str, official: bool) -> str:

@@ -55,7 +55,7 @@ def load_images(
 
     Raises:
         MissingDataError: if the set is not there.
-        DataError: if an image or archive is broken, or a class lies in two splits.
+        DataError: if an image or archive is broken, a class lies in two splits, or a file is in a class twice.
         ValueError: if there is no set or split of this name.
         RuntimeError: if the cache cannot be written.
     """
@@ -71,9 +71,19 @@ def load_images(
 
 
 def decoded(
-    wanted: ImageSet, paths: list[Path], size: int, split: str, progress: Progress = lambda done, total: None
+    wanted: ImageSet,
+    paths: list[Path],
+    size: int,
+    split: str,
+    progress: Progress = lambda done, total: None,
+    *,
+    anew: bool = False,
 ) -> dict[str, ImageClasses]:
-    """Return the images of a set that lies at these paths, from the cache or into it; see `load_images`."""
+    """Return the images of a set that lies at these paths, from the cache or into it; see `load_images`.
+
+    Args:
+        anew: decode them even if they are in the cache.
+    """
     decode = Decoder(size, wanted.channels, wanted.native, wanted.invert)
 
     def build(folder: Path) -> None:
@@ -85,7 +95,7 @@ def decoded(
             _store_files(wanted, folder, image_folders.divide(wanted.name, paths[0], split), decode, progress)
 
     deciding = [*paths, *(table for path in paths for table in image_folders.tables(path))]
-    return cached(wanted.name, (fingerprint(deciding), split, decode), build)
+    return cached(wanted.name, (fingerprint(deciding), split, decode), build, anew=anew)
 
 
 def differs(wanted: ImageSet, split: str, images: Mapping[str, ImageClasses]) -> str:
@@ -118,6 +128,7 @@ def _checked(wanted: ImageSet, size: int | None, split: str | None) -> str:
 
 def _store_files(wanted: ImageSet, folder: Path, splits: Splits, decode: Decoder, progress: Progress) -> None:
     check_disjoint(wanted.name, splits)
+    _check_once(wanted.name, splits)
     total = sum(len(files) for classes in splits.values() for files in classes.values())
     done = itertools.count(1)
 
@@ -135,6 +146,22 @@ def _store_files(wanted: ImageSet, folder: Path, splits: Splits, decode: Decoder
         files = [file for each in classes.values() for file in each]
         counts = {name: len(each) for name, each in classes.items()}
         store_split(folder, split, counts, decode.shape, pixels(files))
+
+
+def _check_once(name: str, splits: Splits) -> None:
+    """Refuse a file that a class holds twice, as where an archive lies beside its unpacked folder.
+
+    Else an episode could ask for the very image that it has shown.
+    """
+    for classes in splits.values():
+        for label, files in classes.items():
+            seen: dict[str, ImageFile] = {}
+            for file in files:
+                if file.name in seen:
+                    raise DataError(
+                        f"{name}: class {label} holds {file.name} twice, as {seen[file.name]} and {file}; remove one"
+                    )
+                seen[file.name] = file
 
 
 def _store_arrays(

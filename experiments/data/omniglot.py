@@ -20,7 +20,6 @@ PREFIXES = ("", "omniglot_")
 # alphabets validate, and the evaluation alphabets in order of name test from Gurmukhi's 42nd character on.
 VALIDATION = ("Armenian", "Bengali", "Early_Aramaic", "Hebrew", "Mkhedruli_(Georgian)")
 FIRST_TEST = "Gurmukhi/character42"
-SPLITS = ("vinyals", "lake")
 
 Classes = dict[str, list[ImageFile]]
 

@@ -94,7 +94,7 @@ def mini_methods() -> dict[str, dict[str, Any]]:
         "A-MAML (T = 0.5)": {"name": "adjoint", "horizon": 0.5, "solver": "heun", "steps": 4},
         "A-MAML (T = 1)": {"name": "adjoint", "horizon": 1.0, "solver": "heun", "steps": 8},
         "ANIL": {"name": "anil", "steps": 5, "inner_lr": 0.05},
-        "A-MAML (head)": {"name": "adjoint", "horizon": 1.0, "solver": "auto"},
+        "A-MAML (head)": {"name": "adjoint", "horizon": 1.0, "solver": "auto", "learn": ["horizon"]},
     }
 
 
@@ -120,8 +120,8 @@ def mini_run(setting: Setting) -> Report:
             "second-hand; three Newton steps of iMAML-HF, Heun's steps of 1/8 of A-MAML, Reptile's plain steps and "
             "ANIL's 5 steps are ours, since the papers print none or take another inner optimiser.",
             "The test takes the same inner solve as training; MAML's authors take 10 steps there.",
-            "Beside A-MAML on the head stands COMLN's accuracy: a flow on the head too, but of a learned horizon, "
-            "and trained by SGD.",
+            "Beside A-MAML on the head, which learns its horizon, stands COMLN's accuracy: the same flow, trained by "
+            "SGD.",
             "Images are not augmented.",
         ],
         setting=budget.setting("1e-3, clipped at 10"),

@@ -55,7 +55,7 @@ MINI_IMAGENET: dict[tuple[int, int], dict[str, Accuracy]] = {
         "A-MAML (T = 0.5)": (49.43, 1.64),
         "A-MAML (T = 1)": (49.47, 1.77),
         "ANIL": (46.7, 0.4),
-        # COMLN's, which learns T too.
+        # COMLN's, of a learned T.
         "A-MAML (head)": (53.01, 0.62),
     },
 }

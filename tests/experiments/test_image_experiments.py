@@ -29,6 +29,9 @@ def test_accuracy_is_the_share_of_largest_scores():
     scores = torch.tensor([[[2.0, 1.0], [0.0, 1.0], [3.0, 4.0]], [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]])
     found = accuracy(scores, Batch(torch.zeros(2, 3, 1), torch.tensor([[0, 0, 1], [1, 1, 0]])))
     assert found.tolist() == pytest.approx([2 / 3, 0.0])
+    scores[0, 2, 0] = torch.nan  # as the largest, it would make the image one of the first class
+    found = accuracy(scores, Batch(torch.zeros(2, 3, 1), torch.tensor([[0, 0, 0], [1, 1, 1]])))
+    assert found.isnan().tolist() == [True, False]
 
 
 def test_the_experiment_is_the_configurations():
@@ -41,11 +44,27 @@ def test_the_experiment_is_the_configurations():
     tasks = experiment.train.meta_batch(0, 2, seed=0)
     assert tasks.query.y.tolist() == [[0, 0, 1, 1, 2, 2, 3, 3, 4, 4]] * 2
     assert experiment.model.head.out_features == 5
-    # Episodes of the three sets show different classes, and so different images.
-    assert not torch.equal(test.support.x[:3], experiment.validation[:].support.x)
+    # No class of one set is in another.
+    sets = {"train": experiment.train, "validation": experiment.validation.source, "test": experiment.test.source}
+    assert all(name.startswith(split) for split, source in sets.items() for name in source.classes.names)
     ways = resolve({**SMALL, "task": {"ways": 7, "shots": 3, "test_tasks": 1}}, "glyphs")
     assert build(ways).test[:].support.x.shape == (1, 21, 1, 28, 28)
     assert build(ways).model.head.out_features == 7
+
+
+def test_characters_are_not_mirrored():
+    """What augmenting makes of an image lies in the image moved by up to four pixels."""
+    options = {**SMALL, "task": {"queries": 1, "test_tasks": 1, "augment": True}}
+    changed, plain = (build(resolve({**options, **more}, "glyphs")).train for more in ({}, {"task": {"queries": 1}}))
+    got, whole = changed[0:4].support.x[..., 0, :, :], plain[0:4].support.x[..., 0, :, :]
+    for image, source in zip(got.flatten(0, 1), whole.flatten(0, 1), strict=True):
+        moved = torch.nn.functional.pad(source, [4] * 4).unfold(0, 28, 1).unfold(1, 28, 1)
+        assert bool((moved == image).flatten(2).all(dim=2).any())
+
+
+def test_a_warm_start_asks_for_the_same_tasks_each_time():
+    with pytest.raises(ValueError, match=r"warm_start=2 .* training has tasks without end and takes 2 .*warm_start=0"):
+        prepare(resolve({**SMALL, "method": {"warm_start": 2}}, "glyphs", "memory-reduced"))
 
 
 @pytest.mark.parametrize("method", ["anil", "memory-reduced"])

@@ -572,3 +572,15 @@ def test_training_on_sine_waves_lowers_the_loss_of_new_tasks(method, options):
         prepared.learner, optimizer, lambda step: prepared.place(source.meta_batch(step, 10, 0)), TrainingPlan(60)
     ).run()
     assert float(prepared.learner.query_losses(test).mean()) < 0.85 * before
+
+
+def test_tasks_that_return_come_in_one_order():
+    options = {"task": {"train_tasks": 4}, "tasks_per_step": 4, "method": {"warm_start": 4}}
+    prepared = prepare(resolve(options, "cosmixture", "memory-reduced"))
+    expected = prepared.place(prepared.experiment.train[:]).support.x
+    assert all(torch.equal(prepared.meta_batch(step).support.x, expected) for step in range(4))
+    cold = prepare(resolve({**options, "method": {}}, "cosmixture", "memory-reduced"))
+    assert not all(torch.equal(cold.meta_batch(step).support.x, expected) for step in range(4))
+    for change, supply in (({"tasks_per_step": 2}, "4 tasks and takes 2"), ({"task": {"train_tasks": 8}}, "8 tasks")):
+        with pytest.raises(ValueError, match=rf"warm_start=4 asks for the same 4 tasks .* training has {supply}"):
+            prepare(resolve({**options, **change}, "cosmixture", "memory-reduced"))

@@ -1,5 +1,6 @@
 """CIFAR-100 through torchvision: a small set whose digests torchvision is told to be the official ones."""
 
+import errno
 import hashlib
 import pickle
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from image_builders import snapshot, write
 
+from adjoint_meta.experiments.data import cifar
 from adjoint_meta.experiments.data.class_splits import official_classes
 from adjoint_meta.experiments.data.errors import DataError, MissingDataError
 from adjoint_meta.experiments.data.image_loading import load_images
@@ -78,6 +80,16 @@ def test_a_broken_archive_and_a_missing_member_are_named(small, tmp_path):
         load_images("cifar-fs", tmp_path)
     write(path, {"cifar-100-python/train": b""})
     with pytest.raises(DataError, match=r"holds no cifar-100-python/meta; download it again"):
+        load_images("cifar-fs", tmp_path)
+
+
+def test_a_full_disk_is_not_blamed_on_the_archive(small, tmp_path, monkeypatch):
+    def full(path, folder):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write(tmp_path / "cifar-100-python.tar.gz", contents())
+    monkeypatch.setattr(cifar, "_unpack", full)
+    with pytest.raises(RuntimeError, match=r"could not unpack .* into .* \(.*No space left.*\); make room there"):
         load_images("cifar-fs", tmp_path)
 
 

@@ -90,6 +90,19 @@ def test_verification_counts_and_hashes(official, mine):
         verify_images(official, mine)
 
 
+def test_verification_decodes_what_loading_takes_from_the_cache(official, mine):
+    """A file in a folder that is written over in place changes neither its folder nor, so, the cache's key."""
+    for part in CHARACTERS:
+        (mine / f"{part}.zip").unlink()
+    for part, characters in CHARACTERS.items():
+        for each in characters:
+            write(mine / part / each, {f"{drawing}.png": plain(0, (105, 105), "1") for drawing in "12"})
+    assert verify_images(official, mine).images == 6
+    (mine / "images_background" / "Greek" / "c1" / "2.png").write_bytes(b"rubbish")
+    with pytest.raises(DataError, match=r"c1/2\.png is no PNG or JPEG image"):
+        verify_images(official, mine)
+
+
 def test_official_archives_are_copied_and_nothing_else(official, mine, cache):
     before = snapshot(mine)
     assert add_images(official, mine) == [cache / each.name for each in official.archives]

@@ -127,6 +127,10 @@ def test_folders_must_claim_a_split_when_they_decide(tmp_path):
     [
         ("n0153282900000009.png,n01532829", r"train\.csv, line 8: there is no image n0153282900000009\.png below"),
         ("n0153282900000001.png", r"train\.csv, line 8: got 1 fields, expected FILENAME,CLASS"),
+        (
+            "n0153282900000001.png,n01558993",
+            r"train\.csv, line 8: n0153282900000001\.png is listed before, in .*train\.csv, line 2; take one line out",
+        ),
     ],
 )
 def test_a_line_of_a_table_that_fits_nothing_is_named(line, message, tmp_path):
@@ -134,6 +138,41 @@ def test_a_line_of_a_table_that_fits_nothing_is_named(line, message, tmp_path):
     with (root / "train.csv").open("a") as table:
         table.write(f"{line}\n")
     with pytest.raises(DataError, match=message):
+        load_images("mini-imagenet", tmp_path)
+
+
+def test_an_image_of_one_table_in_another_is_refused(tmp_path):
+    root = lay_out(tmp_path / "mini-imagenet", "tables")
+    with (root / "test.csv").open("a") as table:
+        table.write("n0153282900000001.png,n01930112\n")
+    with pytest.raises(DataError, match=r"test\.csv, line 8: n0153282900000001\.png is listed before, in .*train\.csv"):
+        load_images("mini-imagenet", tmp_path)
+
+
+def test_a_name_in_a_table_that_two_files_have_is_refused(tmp_path):
+    root = lay_out(tmp_path / "mini-imagenet", "tables")
+    write(root / "images" / "other", {"n0153282900000002.png": plain(0)})
+    with pytest.raises(DataError, match=r"train\.csv, line 3: n0153282900000002\.png is both .* and .*, expected one"):
+        load_images("mini-imagenet", tmp_path)
+
+
+def test_a_table_in_another_encoding_is_named(tmp_path):
+    root = lay_out(tmp_path / "mini-imagenet", "tables")
+    with (root / "val.csv").open("ab") as table:
+        table.write("größe.png,n01855672\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"val\.csv is no table of FILENAME,CLASS .*restore it"):
+        load_images("mini-imagenet", tmp_path)
+
+
+@pytest.mark.parametrize("layout", ["folders", "bare classes"])
+def test_an_archive_beside_its_unpacked_folder_does_not_double_its_class(layout, tmp_path):
+    """Else the same image could be in the support and the query of an episode."""
+    root = lay_out(tmp_path / "mini-imagenet", layout)
+    beside = root / "train" if layout == "folders" else root
+    write(beside / "n01558993.tar", images("n01558993"))
+    with pytest.raises(
+        DataError, match=r"class n01558993 holds n0155899300000001\.png twice, as .* and .*; remove one"
+    ):
         load_images("mini-imagenet", tmp_path)
 
 
