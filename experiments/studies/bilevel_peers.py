@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 import torch
@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from .workloads import INNER_LR, Placed, flat
 
-Weights: TypeAlias = dict[str, Tensor]
+Weights: TypeAlias = Mapping[str, Tensor]
 # The loss of one task's support or query as a function of what adapts.
 _Loss: TypeAlias = Callable[[Weights], Tensor]
 
@@ -74,7 +74,7 @@ def _losses(
     """Return support and query loss of a module that reads features of the images, evaluated here and now."""
 
     def loss(x: Tensor, y: Tensor) -> _Loss:
-        return lambda weights: placed.loss(functional_call(module, weights, (x,)), y)
+        return lambda weights: placed.loss(functional_call(module, dict(weights), (x,)), y)
 
     support, query = placed.tasks.support, placed.tasks.query
     return loss(features(support.x[task]), support.y[task]), loss(features(query.x[task]), query.y[task])
@@ -102,7 +102,7 @@ def _adapted(placed: Placed, head: nn.Module, task: int, features: nn.Module, st
     x, y = features(placed.tasks.support.x[task]).detach(), placed.tasks.support.y[task]
     phi = _leaves(dict(head.named_parameters()))
     for _ in range(steps):
-        loss = placed.loss(functional_call(head, phi, (x,)), y)
+        loss = placed.loss(functional_call(head, dict(phi), (x,)), y)
         gradients = torch.autograd.grad(loss, list(phi.values()))
         phi = _leaves({n: p - INNER_LR * g for (n, p), g in zip(phi.items(), gradients, strict=True)})
     return phi
