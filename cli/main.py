@@ -7,12 +7,13 @@ import os
 import sys
 import traceback
 import warnings
-from typing import TextIO
 
 import click
 from click.exceptions import NoArgsIsHelpError
 
 import adjoint_meta
+
+from .warning_lines import WarningLines
 
 # name → (module, one line). Nothing heavy is imported for --help.
 COMMANDS = {
@@ -77,7 +78,8 @@ def main() -> None:
     debug = "--debug" in arguments
     # --debug is understood anywhere on the line, as people add it at the end of what just failed
     arguments = (["--debug"] if debug else []) + [argument for argument in arguments if argument != "--debug"]
-    warnings.showwarning = _show_warning
+    shown = WarningLines()
+    warnings.showwarning = shown.show
     try:
         adjoint_meta_command.main(arguments, prog_name="adjoint-meta", standalone_mode=False)
     except NoArgsIsHelpError as error:
@@ -98,22 +100,11 @@ def main() -> None:
         if isinstance(error, RuntimeError | OSError | MemoryError):
             _fail(str(error) or type(error).__name__, 1)
         _fail(f"{type(error).__name__}: {error}; this is a bug, please report it with the output of --debug", 1)
+    finally:
+        shown.finish()
 
 
 def _fail(message: str, code: int) -> None:
     """Print one line and exit."""
     click.echo(f"adjoint-meta: {' '.join(message.split())}", err=True)
     sys.exit(code)
-
-
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    """Show a warning as one line, without the source line that a user of the command cannot change."""
-    del category, filename, lineno, line
-    print(f"warning: {' '.join(str(message).split())}", file=file or sys.stderr)

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -160,7 +161,11 @@ def _side_by_side(
             while waiting:
                 done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
                 while not steps.empty():
-                    tally.step(*steps.get())
+                    path, said = steps.get()
+                    if isinstance(said, Warning):
+                        warnings.warn(said, stacklevel=4)
+                    else:
+                        tally.step(path, said)
                 if should_stop():
                     stop.set()
                 for each in done:
@@ -172,7 +177,7 @@ def _side_by_side(
             raise
 
 
-# Of a process of the pool: whether it should stop, and where its meta-steps are reported.
+# Of a process of the pool: whether it should stop, and where its meta-steps and warnings are reported.
 _pool: dict[str, Any] = {}
 
 
@@ -180,6 +185,11 @@ def _begin(stop: Any, steps: Any, threads: int) -> None:
     torch.set_num_threads(threads)
     keep_large_blocks()
     _pool.update(stop=stop, steps=steps, shown=0.0)
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **others: Any) -> None:
+        steps.put(("", category(str(message))))
+
+    warnings.showwarning = show
 
 
 def _make_here(job: Job, data_dir: Path | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,10 +76,21 @@ def prepare(config: RunConfig, data_dir: Path | None = None, world: World = ALON
         backend=config.backend,
         remat=config.remat,
     )
-    for source in (experiment.train, experiment.validation, experiment.test):
-        if isinstance(source, TaskSource):
-            source.to(device)
+    _move(experiment.train, device)  # tasks held out are few, and moved when they are there
     return Prepared(config, experiment, learner, device, dtype, world)
+
+
+def _move(train: TaskSource, device: torch.device) -> None:
+    """Let training tasks be made on the device, if what they are made of fits there."""
+    try:
+        train.to(device)
+    except torch.OutOfMemoryError:
+        warnings.warn(
+            f"what the training tasks are made of does not fit into the memory of {device}: they are made on the CPU, "
+            "and moved one meta-step at a time",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def _check_returning(method: Method, train: TaskSource, tasks: int) -> None:

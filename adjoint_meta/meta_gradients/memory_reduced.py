@@ -47,6 +47,8 @@ class MemoryReduced(Method):
         warm_start: how many tasks return at each meta-step, the same ones in the same order; their heads, and CG, then
             start from where the meta-gradient before left them, which the learner keeps with its state. What is only
             adapted or evaluated starts from θ. 0 always does.
+        warm: what then goes on: ``"heads"``, ``"v"`` or ``"both"``. A Neumann series has no start, so there it is the
+            heads alone.
 
     Raises:
         ValueError, TypeError: for an argument out of range or an unknown name.
@@ -62,6 +64,7 @@ class MemoryReduced(Method):
     neumann_scale: float | None = None
     damping: float = 0.0
     warm_start: int = 0
+    warm: str = "both"
 
     def __post_init__(self) -> None:
         checks.count("steps", self.steps)
@@ -71,6 +74,9 @@ class MemoryReduced(Method):
         checks.at_least("cg_tol", self.cg_tol, 0.0)
         checks.at_least("damping", self.damping, 0.0)
         checks.count("warm_start", self.warm_start, least=0)
+        checks.one_of("warm", self.warm, ("both", "heads", "v"))
+        if self.warm == "v" and self.inverse == "neumann":
+            raise ValueError("warm='v' has no use with inverse='neumann', a series without a start; say warm='heads'")
         if self.neumann_scale is not None:
             checks.positive("neumann_scale", self.neumann_scale)
             if self.inverse != "neumann":
@@ -102,6 +108,8 @@ class MemoryReduced(Method):
                 "train on all of them in one process, or start anew with warm_start=0"
             )
         start, known = (theta, None) if problem.warm is None else problem.warm
+        start = theta if self.warm == "v" else start
+        known = None if self.warm == "heads" else known
         phi = self.adapt(problem, start, hyper)
         stats: dict[str, Tensor] = {}
 

@@ -31,7 +31,7 @@ def draw_glyphs() -> dict[str, ImageClasses]:
     """
     return {
         split: ImageClasses(
-            "glyphs",
+            f"glyphs ({split})",
             tuple(f"{split}{each:03d}" for each in range(count)),
             _draw(count, generator(2024, stream)),
             torch.arange(count + 1) * DRAWINGS,

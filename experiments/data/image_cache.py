@@ -92,7 +92,7 @@ def store_split(
 def _mapped(name: str, folder: Path) -> dict[str, ImageClasses]:
     index = json.loads((folder / INDEX).read_text())
     return {
-        split: ImageClasses(name, tuple(counts), _map(folder / f"{split}.npy"), _starts(counts.values()))
+        split: ImageClasses(f"{name} ({split})", tuple(counts), _map(folder / f"{split}.npy"), _starts(counts.values()))
         for split, counts in index.items()
     }
 

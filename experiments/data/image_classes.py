@@ -16,7 +16,7 @@ class ImageClasses:
     """Images, those of one class next to each other.
 
     Args:
-        name: of the data set.
+        name: of the data set, with the split in brackets.
         names: of the classes.
         pixels: uint8 ``[images, channels, height, width]``, 0…255; it may be a file mapped read-only, so never write
             to it.

@@ -177,6 +177,32 @@ def test_auto_compiles_what_is_called_often(monkeypatch):
 
 
 @pytest.mark.usefixtures("interpreted")
+def test_auto_leaves_convolutions_eager_on_a_cpu(monkeypatch, generator):
+    """They take minutes to compile, into calls of the kernels that eager functions call; the head's steps do not."""
+    monkeypatch.setattr(module, "_PATIENCE", 1)
+    convolving = []
+
+    def compiled(graph, inputs):
+        convolving.append(any("convolution" in str(node.target) for node in graph.graph.nodes))
+        return graph
+
+    monkeypatch.setattr(torch._inductor, "compile", compiled)
+    images = Batch(torch.randn(2, 3, 1, 6, 6, generator=generator), torch.tensor([[0, 1, 0]] * 2))
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 2))
+    for adapt in (None, "3.*"):
+        eager, auto = (
+            MetaLearner(net, nn.CrossEntropyLoss(), MAML(2, 0.1), backend=name, adapt=adapt)
+            for name in ("eager", "auto")
+        )
+        for _ in range(3):
+            agree(eager, auto, TaskBatch(images, images))
+        assert (auto.engine.replayed > 0) == (adapt is not None)
+    assert convolving and not any(convolving)
+    whole = MetaLearner(net, nn.CrossEntropyLoss(), MAML(2, 0.1), backend="compile")
+    whole.meta_gradient(TaskBatch(images, images))
+    assert any(convolving)
+
+
 @pytest.mark.parametrize("before", [0, 2, 6, 9])
 def test_auto_goes_on_counting_after_a_reload(monkeypatch, before):
     monkeypatch.setattr(module, "_PATIENCE", 6)

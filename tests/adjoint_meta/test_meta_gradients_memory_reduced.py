@@ -218,6 +218,21 @@ def test_aid_bio_goes_on_with_its_linear_systems(generator):
     assert relative(learner.meta_gradient(tasks).grad["0.weight"], exact.grad["0.weight"]) < 1e-3
 
 
+def test_heads_and_linear_systems_go_on_by_themselves(generator):
+    # Heads at rest after their steps, so that the systems are those of before: two CG steps more each time solve them.
+    model, loss, tasks, lr = settling("softmax", generator)
+    alone = MetaLearner(model, loss, MemoryReduced(800, lr, cg_steps=2, warm_start=3, warm="v"), adapt="2.*")
+    residuals = [float(alone.meta_gradient(tasks).stats["cg_residual"].max()) for _ in range(12)]
+    assert residuals[-1] < 1e-3 * residuals[0]
+    # Heads of two meta-gradients are those of twice the steps; v of two CG steps knows nothing of what was before.
+    heads = MetaLearner(model, loss, MemoryReduced(5, lr, cg_steps=2, warm_start=3, warm="heads"), adapt="2.*")
+    cold = MetaLearner(model, loss, MemoryReduced(10, lr, cg_steps=2), adapt="2.*")
+    heads.meta_gradient(tasks)
+    found, expected = heads.meta_gradient(tasks), cold.meta_gradient(tasks)
+    assert relative(found.grad["0.weight"], expected.grad["0.weight"]) < 1e-10
+    assert torch.equal(found.stats["cg_iterations"], expected.stats["cg_iterations"])
+
+
 def test_the_state_repeats_a_run_bit_for_bit(generator):
     model, tasks = mlp(generator), regression(generator)
     learner = MetaLearner(model, mse, aid_bio(3, 5, 0.1, cg_steps=2), adapt="2.*")
@@ -342,6 +357,8 @@ def test_memory_is_flat_in_the_number_of_steps(generator):
         ({"cg_tol": -1.0}, ValueError, "cg_tol must be finite and at least 0"),
         ({"damping": -1.0}, ValueError, "damping must be finite and at least 0"),
         ({"warm_start": True}, TypeError, "warm_start must be a whole number"),
+        ({"warm": "all"}, ValueError, "unknown warm 'all'"),
+        ({"warm": "v", "inverse": "neumann"}, ValueError, "a series without a start; say warm='heads'"),
         ({"inverse": "neuman"}, ValueError, "unknown inverse 'neuman'; did you mean 'neumann'"),
         ({"neumann_scale": 0.1}, ValueError, "has no use with inverse='cg'"),
         ({"neumann_scale": 0.0, "inverse": "neumann"}, ValueError, "neumann_scale must be positive"),

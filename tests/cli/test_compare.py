@@ -53,6 +53,17 @@ def test_every_run_is_there_and_the_means_are_theirs(out, results):
             assert len(values) == 9 and summary["config"]["method"]["steps"] == int(label[-1])
 
 
+def test_warnings_of_other_processes_are_lines_of_this_one(tmp_path):
+    method = "adjoint:solver=euler:steps=1:horizon=2"
+    keys = ["--set", "meta_steps=3", *KEYS, "--out", tmp_path / "out", "--jobs", 2]
+    command = [sys.executable, "-m", "adjoint_meta.cli", "compare", "sine", "--methods", f"{method},maml:steps=2"]
+    done = subprocess.run([*map(str, [*command, "--seeds", 1, *keys])], capture_output=True, text=True, timeout=300)
+    warned = [line for line in done.stderr.splitlines() if "stability interval" in line]
+    assert done.returncode == 0 and len(warned) == 2, done.stderr
+    assert warned[0].startswith("warning: the inner steps") and warned[1].startswith("warning: 2 more times: the inner")
+    assert "crew.py" not in done.stderr
+
+
 def test_methods_share_tasks_and_initialisation(out, results):
     del results
     for seed in (0, 1):

@@ -194,6 +194,31 @@ def test_a_warning_is_one_line(call, monkeypatch):
     assert call("list") == (0, "", "warning: first line second line\n")
 
 
+def test_warnings_that_differ_in_numbers_are_shown_once(call, monkeypatch):
+    import click
+
+    from adjoint_meta.cli import listing
+
+    @click.command()
+    def command():
+        for size in (1.5, 2.0, 1e-3):
+            warnings.warn(f"h‖H‖ reached {size} of its limit", RuntimeWarning, stacklevel=1)
+        for _ in range(2):
+            warnings.warn("something else", RuntimeWarning, stacklevel=1)
+        raise RuntimeError("it failed")
+
+    monkeypatch.setattr(listing, "command", command)
+    warnings.simplefilter("always")
+    code, _, errors = call("list")
+    assert code == 1 and errors.splitlines() == [
+        "warning: h‖H‖ reached 1.5 of its limit",
+        "warning: something else",
+        "adjoint-meta: it failed",
+        "warning: 2 more times: h‖H‖ reached … of its limit",
+        "warning: once more: something else",
+    ]
+
+
 def test_a_reader_that_has_seen_enough_is_no_error(root):
     """`adjoint-meta list | head -1`"""
     process = subprocess.Popen(

@@ -9,6 +9,7 @@ from matplotlib.colors import to_rgba
 
 from adjoint_meta import Batch
 from adjoint_meta.experiments.episode_plot import episode
+from adjoint_meta.experiments.few_shot import Episodes
 from adjoint_meta.experiments.image_experiments import accuracy
 from adjoint_meta.experiments.plots import BLUE, RED
 from adjoint_meta.experiments.prepare import prepare
@@ -63,8 +64,27 @@ def test_characters_are_not_mirrored():
 
 
 def test_a_warm_start_asks_for_the_same_tasks_each_time():
+    warm = {**SMALL, "method": {"warm_start": 2}}
     with pytest.raises(ValueError, match=r"warm_start=2 .* training has tasks without end and takes 2 .*warm_start=0"):
-        prepare(resolve({**SMALL, "method": {"warm_start": 2}}, "glyphs", "memory-reduced"))
+        prepare(resolve(warm, "glyphs", "memory-reduced"))
+    prepared = prepare(resolve({**warm, "task": {**SMALL["task"], "train_tasks": 2}}, "glyphs", "memory-reduced"))
+    without_end = build(resolve(SMALL, "glyphs")).train
+    assert all(torch.equal(prepared.meta_batch(step).support.x, without_end[0:2].support.x) for step in range(3))
+
+
+def test_training_images_that_do_not_fit_stay_where_they_are(monkeypatch):
+    place, asked = Episodes.to, []
+
+    def full(self, device):
+        if self in asked:  # after its own making
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        asked.append(self)
+        return place(self, device)
+
+    monkeypatch.setattr(Episodes, "to", full)
+    with pytest.warns(RuntimeWarning, match="does not fit into the memory of cpu: they are made on the CPU"):
+        prepared = prepare(resolve(SMALL, "glyphs"))
+    assert prepared.meta_batch(0).support.x.shape == (2, 5, 1, 28, 28)
 
 
 @pytest.mark.parametrize("method", ["anil", "memory-reduced"])
