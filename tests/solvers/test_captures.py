@@ -1,4 +1,4 @@
-"""What the search and the graph find; `test_odeint_gradients.py` tests what solves make of it."""
+"""What the search and the graph find; `test_odeint_parameters.py` tests what solves make of it."""
 
 from __future__ import annotations
 
