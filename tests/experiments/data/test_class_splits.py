@@ -49,3 +49,26 @@ def test_no_superclass_of_fc100_is_divided():
     groups = [line.split() for line in lines if not line.startswith("#")]
     assert len(groups) == 20 and all(len(group) == 6 for group in groups)
     assert [sum(group[0] == split for group in groups) for split in SPLITS] == [12, 4, 4]
+
+
+# Superclasses of CIFAR-100 that FC100 does not train on (Krizhevsky 2009; Oreshkin et al., NeurIPS 2018).
+HELD_OUT = {
+    "validation": {
+        "large carnivores": "bear leopard lion tiger wolf",
+        "large omnivores and herbivores": "camel cattle chimpanzee elephant kangaroo",
+        "non-insect invertebrates": "crab lobster snail spider worm",
+        "small mammals": "hamster mouse rabbit shrew squirrel",
+    },
+    "test": {
+        "aquatic mammals": "beaver dolphin otter seal whale",
+        "insects": "bee beetle butterfly caterpillar cockroach",
+        "medium-sized mammals": "fox porcupine possum raccoon skunk",
+        "people": "baby boy girl man woman",
+    },
+}
+
+
+def test_fc100_holds_out_the_published_superclasses():
+    found = by_split("fc100")
+    for split, superclasses in HELD_OUT.items():
+        assert found[split] == {each for classes in superclasses.values() for each in classes.split()}
