@@ -40,7 +40,8 @@ class CompiledSteps:
             return h.to(like.dtype)
         key = (h, like.dtype, like.device)
         if key not in self._sizes:
-            self._sizes[key] = torch.tensor(h, dtype=like.dtype, device=like.device)
+            # Filled on the device: a copy to it would wait for the host.
+            self._sizes[key] = torch.full((), h, dtype=like.dtype, device=like.device)
         return self._sizes[key]
 
     def _key(self, flow: Any) -> tuple[object, ...]:

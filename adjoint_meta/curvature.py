@@ -12,7 +12,8 @@ from torch import Tensor
 from adjoint_meta.solvers import checks
 
 from .batched_model import BatchedModel
-from .engine import Engine, Evaluations
+from .engine import Engine
+from .evaluations import Evaluations
 from .linearisation import MODES, Gradients, Linear, Linearisation, Products, RowLosses
 from .points import MeanLinearisation, check_losses, check_parts, mean_over_points, moved, parts
 from .programs import Programs, ReplayedLinearisation

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -13,10 +12,16 @@ from torch import Tensor
 
 from adjoint_meta.solvers import checks
 
+from .cuda_graphs import CudaGraph, ForbidReading, ReadsBack, capturable
+from .evaluations import Evaluations
 from .fastest import fastest
+from .flattening import Builder, as_list, flat
 
-# From the tensors of a result, in order, to the result.
-_Builder: TypeAlias = Callable[[Iterator[Tensor]], Any]
+# Of flat tensors.
+_Run: TypeAlias = Callable[..., Sequence[Tensor]]
+# What runs, what makes the result of what it returns, and what a run adds to the counters.
+_Built: TypeAlias = tuple[_Run, Builder, Sequence[int]]
+_Build: TypeAlias = Callable[[Callable[..., Any], Sequence[Tensor]], _Built]
 
 BACKENDS = ("auto", "eager", "compile", "cudagraph")
 
@@ -26,38 +31,13 @@ BACKENDS = ("auto", "eager", "compile", "cudagraph")
 _PATIENCE = 1000
 
 
-@dataclass
-class Evaluations:
-    """How many batched evaluations were made; one that serves all tasks counts once.
-
-    Args:
-        n_loss: losses alone.
-        n_grad: gradients.
-        n_hvp: curvature products; the gradient that falls out of a product is not counted again.
-    """
-
-    n_loss: int = 0
-    n_grad: int = 0
-    n_hvp: int = 0
-
-    def add(self, n_loss: int, n_grad: int, n_hvp: int) -> None:
-        """Count some more."""
-        self.n_loss += n_loss
-        self.n_grad += n_grad
-        self.n_hvp += n_hvp
-
-    def counts(self) -> tuple[int, int, int]:
-        """Return the three numbers."""
-        return self.n_loss, self.n_grad, self.n_hvp
-
-
 class Engine:
     """Evaluates functions of tensors, by one of the backends.
 
     ``"eager"`` calls them. ``"compile"`` traces each once for the shapes, dtypes and devices of its tensors, gradients
-    and all, and replays what the compiler makes of the trace; ``"cudagraph"`` also captures that on a CUDA device, so
-    that a replay is one launch. ``"auto"`` compiles what has been called 1000 times, but no convolutions on a CPU. What
-    cannot be compiled stays eager, and one warning says why.
+    and all, and replays what the compiler makes of the trace; ``"cudagraph"`` also captures that on a CUDA device,
+    whole meta-gradients where it can, so that a replay is one launch. ``"auto"`` compiles what has been called 1000
+    times, but no convolutions on a CPU. What cannot be compiled stays eager, and one warning says why.
 
     Args:
         backend: a name of `BACKENDS`.
@@ -71,6 +51,7 @@ class Engine:
         self._programs: dict[Hashable, _Program] = {}
         self._known: dict[str, int] = {}
         self._within = False
+        self._capturing = False
         self._warned = False
         self._given_up = False
 
@@ -99,13 +80,32 @@ class Engine:
             return plain()
         program = self.program(key, tensors)
         if not program.eager:
-            return program(function, tensors, plain)
+            return program(function, tensors, plain, self.build)
         program.rent()
         self._within = True  # a step that waits to be compiled waits for its evaluations, too
         try:
             return plain()
         finally:
             self._within = False
+
+    def capture(self, key: Hashable, function: Callable[..., Any], *tensors: Tensor, eager: Callable[[], Any]) -> Any:
+        """Return ``function(*tensors)``, whose programs and all between them become one CUDA graph, or ``eager()``.
+
+        It is for backend "cudagraph" on a GPU, and for functions that read nothing back from the device; what the
+        others call is captured piece by piece.
+
+        Args:
+            key, function, tensors: as in a call.
+            eager: returns the same without this graph.
+        """
+        if self.eager or not self.captures(tensors):
+            return eager()
+        program = self.program(("whole", key), tensors)
+        return eager() if program.eager else program(function, tensors, eager, self.survey)
+
+    def captures(self, tensors: Sequence[Tensor]) -> bool:
+        """Return whether what reads these tensors becomes a graph of its own."""
+        return self.backend == "cudagraph" and not self._capturing and capturable(tensors)
 
     def program(self, key: Hashable, tensors: Sequence[Tensor]) -> _Program:
         """Return what is known of the function of this key at such tensors."""
@@ -150,7 +150,7 @@ class Engine:
         """Return whether the function is called through a program now, not as it is."""
         return not self.eager and not self.program(key, tensors).eager
 
-    def build(self, function: Callable[..., Any], tensors: Sequence[Tensor]) -> tuple[Callable[..., Any], Any, Any]:
+    def build(self, function: Callable[..., Any], tensors: Sequence[Tensor]) -> _Built:
         """Return the compiled function of flat tensors, what makes its result of them, and what it adds to counters.
 
         The trace is of the eager function itself, so both compute the same; only the order of sums may differ.
@@ -159,32 +159,48 @@ class Engine:
         import torch._inductor
         from torch.fx.experimental.proxy_tensor import make_fx
 
-        before = self.evaluations.counts()
-        shape: list[_Builder] = []
-
-        def flat(*inputs: Tensor) -> list[Tensor]:
-            leaves: list[Tensor] = []
-            shape[:] = [_flatten(function(*inputs), leaves)]
-            return leaves
-
+        leaves, shape = flat(function)
         started = time.perf_counter()
         self._within = True
         try:
-            graph = make_fx(flat)(*tensors)
-            added = tuple(now - then for now, then in zip(self.evaluations.counts(), before, strict=True))
+            with self.evaluations.apart() as added:
+                graph = make_fx(leaves)(*tensors)
         finally:
             self._within = False
-            self.evaluations.add(*(then - now for now, then in zip(self.evaluations.counts(), before, strict=True)))
         if self.backend == "auto" and not tensors[0].is_cuda and _convolves(graph):
             raise _NothingGained
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what the compiler says of its own code
             run = torch._inductor.compile(graph, list(tensors))
             run(*tensors)
-            if self.backend == "cudagraph" and tensors[0].is_cuda:
-                run = _Captured(run, tensors)
         self.compile_seconds += time.perf_counter() - started
-        return run, shape[0], added
+        return (lambda *inputs: as_list(run(*inputs))), shape[0], added
+
+    def survey(self, function: Callable[..., Any], tensors: Sequence[Tensor]) -> _Built:
+        """Return the same of a function that is to be captured as it is, once it is clear that this is possible.
+
+        Raises:
+            ReadsBack: if it is not.
+        """
+        leaves, shape = flat(function)
+        self._capturing = True
+        try:
+            with self.evaluations.apart():
+                leaves(*tensors)  # builds the programs that it calls
+            with self.evaluations.apart() as added, ForbidReading():
+                leaves(*tensors)
+        finally:
+            self._capturing = False
+        return leaves, shape[0], added
+
+    def graph(self, run: _Run, tensors: Sequence[Tensor]) -> CudaGraph:
+        """Return a function as a CUDA graph, of which the programs that it calls are part."""
+        self._capturing = True
+        try:
+            with self.evaluations.apart():
+                return CudaGraph(run, tensors)
+        finally:
+            self._capturing = False
 
 
 class _Program:
@@ -194,8 +210,9 @@ class _Program:
         self._engine = engine
         self._patience = _PATIENCE if engine.backend == "auto" else 0
         self.calls = calls
-        self._run: Callable[..., Any] | None = None
-        self._shape: _Builder = next
+        self._run: _Run | None = None
+        self._graph: _Run | None = None
+        self._shape: Builder = next
         self._added: Any = None
         self._refused = False
 
@@ -213,47 +230,32 @@ class _Program:
         """Note an eager call."""
         self.calls += 1
 
-    def __call__(self, function: Callable[..., Any], tensors: Sequence[Tensor], eager: Callable[[], Any]) -> Any:
-        """Compile if need be, and replay."""
+    def __call__(
+        self, function: Callable[..., Any], tensors: Sequence[Tensor], eager: Callable[[], Any], build: _Build
+    ) -> Any:
+        """Build if need be, and replay."""
         inputs = [t if t.is_contiguous() and not t.requires_grad else t.detach().contiguous() for t in tensors]
-        if self._run is None:
-            try:
-                self._run, self._shape, self._added = self._engine.build(function, inputs)
-            except torch.OutOfMemoryError:  # smaller chunks may do
-                raise
-            except _NothingGained:
-                self._refused = True
-                return eager()
-            except Exception as error:  # whatever a tracer or a compiler meets: training goes on
-                self._refused = True
+        try:
+            run = self._ready(function, inputs, build)
+        except torch.OutOfMemoryError:  # smaller chunks may do
+            raise
+        except Exception as error:  # whatever a tracer or a compiler meets: training goes on
+            self._refused = True
+            if not isinstance(error, _NothingGained | ReadsBack):
                 self._engine.refuse(error)
-                return eager()
+            return eager()
         with torch.no_grad():
-            found = self._run(*inputs)
+            found = run(*inputs)
         self._engine.evaluations.add(*self._added)
-        return self._shape(iter(found if isinstance(found, list | tuple) else [found]))
+        return self._shape(iter(found))
 
-
-class _Captured:
-    """A compiled function captured as a CUDA graph, with buffers of its own for inputs and outputs."""
-
-    def __init__(self, run: Callable[..., Any], tensors: Sequence[Tensor]) -> None:
-        self._inputs = [tensor.clone() for tensor in tensors]
-        self._graph = torch.cuda.CUDAGraph()
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # allocations of the first calls must not be captured
-            for _ in range(3):
-                run(*self._inputs)
-        torch.cuda.current_stream().wait_stream(side)
-        with torch.cuda.graph(self._graph):
-            found = run(*self._inputs)
-        self._outputs = list(found) if isinstance(found, list | tuple) else [found]
-
-    def __call__(self, *tensors: Tensor) -> list[Tensor]:
-        torch._foreach_copy_(self._inputs, list(tensors))
-        self._graph.replay()
-        return [output.clone() for output in self._outputs]
+    def _ready(self, function: Callable[..., Any], inputs: Sequence[Tensor], build: _Build) -> _Run:
+        if self._run is None:
+            self._run, self._shape, self._added = build(function, inputs)
+        if not self._engine.captures(inputs):
+            return self._run
+        self._graph = self._graph or self._engine.graph(self._run, inputs)
+        return self._graph
 
 
 class _NothingGained(Exception):
@@ -266,20 +268,6 @@ def _convolves(graph: torch.fx.GraphModule) -> bool:
     A step of 16 tasks on Omniglot's network took minutes to compile, and as long as the eager one ever after.
     """
     return any("convolution" in str(node.target) for node in graph.graph.nodes)
-
-
-def _flatten(result: Any, leaves: list[Tensor]) -> _Builder:
-    """Append the tensors of a result to the leaves, and return what makes such a result of their successors."""
-    if isinstance(result, Tensor):
-        leaves.append(result)
-        return next
-    if result is None:
-        return lambda rest: None
-    # Not the result itself: the closure would keep its tensors.
-    kind, parts = type(result), [_flatten(part, leaves) for part in result]
-    if hasattr(kind, "_fields"):
-        return lambda rest: kind(*[part(rest) for part in parts])
-    return lambda rest: kind([part(rest) for part in parts])
 
 
 def _refusal(error: Exception) -> str:

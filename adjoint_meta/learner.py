@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,9 +22,11 @@ from .batched_model import (
 )
 from .blame import blaming_data
 from .curvature import Curvature
-from .engine import Engine, Evaluations
+from .engine import Engine
+from .evaluations import Evaluations
 from .linearisation import MODES
-from .meta_gradients.base import MetaGradient, Method, RowGradients, meta_gradient
+from .meta_gradients.base import MetaGradient, Method, RowGradients
+from .meta_gradients.whole import whole_meta_gradient
 from .mixed_precision import check_autocast
 from .parameters import ParameterRows
 from .probe import check_task
@@ -155,10 +156,9 @@ class MetaLearner(nn.Module):
         support, query = _parts(tasks)
 
         def attempt() -> RowGradients:
-            problem, theta = self._problem(support, query)
-            if self.method.returning and bool(self.warm.any()):
-                problem = replace(problem, warm=self.warm)
-            return meta_gradient(self.method, problem, theta, self.hyper)
+            theta, psi, steepest, *batches = self._ready(support, query)
+            warm = self.warm if self.method.returning and bool(self.warm.any()) else None
+            return whole_meta_gradient(self.method, self._curvature, theta, psi, *batches, self.hyper, steepest, warm)
 
         with twice_differentiable(), blaming_data(support, query):
             found = self._curvature.fit(attempt, support, query)
@@ -242,6 +242,11 @@ class MetaLearner(nn.Module):
             return self._curvature.fit(lambda: self._problem(support)[0], support)
 
     def _problem(self, support: Batch, query: Batch | None = None) -> tuple[Problem, Tensor]:
+        theta, psi, steepest, support, query = self._ready(support, query)
+        return Problem.of(self._curvature, psi, support, query, steepest), theta
+
+    def _ready(self, support: Batch, query: Batch | None = None) -> tuple[Tensor, Tensor, Tensor | None, Batch, Batch]:
+        """Return θ, ψ, the steepest direction and the points, once all fit together."""
         check_module(self.model)
         if not isinstance(support, Batch):
             raise TypeError(f"the support must be a Batch(x, y), got {type(support).__name__}")
@@ -257,7 +262,7 @@ class MetaLearner(nn.Module):
         for batch in (support, query):
             if batch is not None:
                 self._curvature.check_points(theta, psi, batch.x, batch.y)
-        return Problem.of(self._curvature, psi, support, query, steepest), theta
+        return theta, psi, steepest, support, query
 
     def _probe(self, support: Batch, query: Batch | None) -> None:
         """Try one task, once for each new combination of shapes and dtypes; see `check_task` and `find_prefix`."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .curvature import ChunkedLinearisation, Curvature, Extended
-from .engine import Evaluations
+from .evaluations import Evaluations
 from .linearisation import Gradients
 from .tasks import Batch
 
@@ -25,6 +25,7 @@ class Problem:
         warm: where the adapted parameters and what the method solves for ended when these tasks were last here, shape
             ``[2, tasks, P]``.
         extended: what support and query losses read, where ψ is extended by features that do not depend on φ.
+        unread: whether how a solve ended is looked at later, so that nothing is read back from the device before.
     """
 
     curvature: Curvature
@@ -34,15 +35,24 @@ class Problem:
     steepest: Tensor | None = None
     warm: Tensor | None = None
     extended: tuple[Extended, Extended | None] | None = None
+    unread: bool = False
 
     @classmethod
     def of(
-        cls, curvature: Curvature, psi: Tensor, support: Batch, query: Batch | None, steepest: Tensor | None
+        cls,
+        curvature: Curvature,
+        psi: Tensor,
+        support: Batch,
+        query: Batch | None,
+        steepest: Tensor | None,
+        warm: Tensor | None = None,
+        *,
+        unread: bool = False,
     ) -> Problem:
         """Return the problem with all that does not depend on φ evaluated."""
         inner = curvature.extend(psi, support)
         outer = None if query is None else curvature.extend(psi, query)
-        return cls(curvature, inner.psi, inner.batch, outer and outer.batch, steepest, extended=(inner, outer))
+        return cls(curvature, inner.psi, inner.batch, outer and outer.batch, steepest, warm, (inner, outer), unread)
 
     def shared_gradient(self, support: Tensor, query: Tensor) -> Tensor:
         """Return the gradient in all shared parameters ``[Q]`` from those that came through either loss."""

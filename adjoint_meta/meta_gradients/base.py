@@ -13,6 +13,7 @@ from torch import Tensor
 from adjoint_meta.adaptation import GradientFlow
 from adjoint_meta.problem import Problem
 from adjoint_meta.solvers import SolverError, checks
+from adjoint_meta.solvers.solution import raise_if_failed
 
 # Learnable hyperparameters by name, in natural units; a method takes its own argument for what is not in here.
 Hyper = Mapping[str, Tensor]
@@ -33,11 +34,19 @@ class Pullback(NamedTuple):
 
 
 class Adapted(NamedTuple):
-    """An inner solve: φ(T) ``[tasks, P]``, the pullback through it, and statistics that the pullback adds to."""
+    """An inner solve: φ(T), the pullback through it, and how it went.
+
+    Args:
+        phi: shape ``[tasks, P]``.
+        pullback: of the query cotangent.
+        stats: to which the pullback adds.
+        codes: how each task's solve ended, ``[tasks]``, where that is still to be looked at.
+    """
 
     phi: Tensor
     pullback: Callable[[Tensor], Pullback]
     stats: dict[str, Any]
+    codes: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -119,6 +128,10 @@ class Method(ABC):
     def solve(self, problem: Problem, theta: Tensor, hyper: Hyper) -> Adapted:
         """Adapt, and return the pullback through it."""
 
+    def judge(self, stats: Mapping[str, Any]) -> None:
+        """Look at the statistics of a finished meta-gradient, and warn of what makes it doubtful."""
+        del stats
+
     def _flow(self, problem: Problem, theta: Tensor, hyper: Hyper) -> GradientFlow:
         proximal = hyper.get("proximal", getattr(self, "proximal", 0.0))
         return GradientFlow(problem, theta, proximal, hyper.get("rates"))
@@ -136,13 +149,21 @@ class Method(ABC):
 
 
 class RowGradients(NamedTuple):
-    """Query losses ``[tasks]`` and the gradients of their mean in θ ``[P]``, ψ ``[Q]`` and the hyperparameters."""
+    """What `meta_gradient` finds.
+
+    Args:
+        losses: query losses, ``[tasks]``.
+        theta, psi, hyper: gradients of their mean in θ ``[P]``, ψ ``[Q]`` and the hyperparameters.
+        stats: what the method reports.
+        codes: how each task's inner solve ended, ``[tasks]``, where that has not been looked at.
+    """
 
     losses: Tensor
     theta: Tensor
     psi: Tensor
     hyper: Mapping[str, Tensor]
     stats: dict[str, Any]
+    codes: Tensor | None = None
 
 
 def meta_gradient(method: Method, problem: Problem, theta: Tensor, hyper: Hyper) -> RowGradients:
@@ -155,23 +176,34 @@ def meta_gradient(method: Method, problem: Problem, theta: Tensor, hyper: Hyper)
     Raises:
         SolverError: if the inner solve failed or the meta-gradient is not finite.
     """
-    before = (problem.evaluations.n_grad, problem.evaluations.n_hvp)
+    found = unchecked(method, problem, theta, hyper)
+    check(method, found)
+    return found
+
+
+def unchecked(method: Method, problem: Problem, theta: Tensor, hyper: Hyper) -> RowGradients:
+    """Return what is still to be checked; of a problem that is ``unread``, without reading anything back."""
     adapted = method.solve(problem, theta.repeat(problem.tasks, 1), hyper)
     losses, *gradients = problem.query_gradients(adapted.phi)
     c, direct = (gradients.pop(0) / problem.tasks for _ in range(2))  # not held twice: rows of a large P count
     pulled = adapted.pullback(c)
-    theta_gradient = pulled.theta.sum(dim=0)
-    psi_gradient = problem.shared_gradient(pulled.psi, direct)
-    found = (losses, theta_gradient, psi_gradient, *pulled.hyper.values())
-    if not bool(torch.stack([torch.isfinite(values).all() for values in found]).all()):
+    psi = problem.shared_gradient(pulled.psi, direct)
+    return RowGradients(losses, pulled.theta.sum(dim=0), psi, pulled.hyper, adapted.stats, adapted.codes)
+
+
+def check(method: Method, found: RowGradients) -> None:
+    """Look at what was found.
+
+    Raises:
+        SolverError: if the inner solve failed or the meta-gradient is not finite.
+    """
+    if found.codes is not None:
+        raise_if_failed("the inner solve", found.codes)
+    parts = (found.losses, found.theta, found.psi, *found.hyper.values())
+    if not bool(torch.stack([torch.isfinite(values).all() for values in parts]).all()):
         raise SolverError(
             "the query loss or the meta-gradient is not finite although the inner solve was: the adapted parameters "
             "are huge, or the transposed steps amplify. Take more inner steps, or a shorter horizon or smaller "
             "learning rate"
         )
-    stats = {
-        "n_grad": problem.evaluations.n_grad - before[0],
-        "n_hvp": problem.evaluations.n_hvp - before[1],
-        **adapted.stats,
-    }
-    return RowGradients(losses, theta_gradient, psi_gradient, pulled.hyper, stats)
+    method.judge(found.stats)

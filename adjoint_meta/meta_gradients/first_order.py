@@ -35,7 +35,8 @@ class _Descent(Method):
     def adapt(self, problem: Problem, theta: Tensor, hyper: Hyper) -> Tensor:
         """Take the gradient steps."""
         phi = descend(self._flow(problem, theta, hyper), theta, self.inner_lr, self.steps, tol=0.0)
-        raise_if_failed("the inner solve", finite_codes(phi))
+        if not problem.unread:
+            raise_if_failed("the inner solve", finite_codes(phi))
         return phi
 
 
@@ -53,7 +54,7 @@ class FOMAML(_Descent):
     def solve(self, problem: Problem, theta: Tensor, hyper: Hyper) -> Adapted:
         """Adapt; the pullback is the identity."""
         phi = self.adapt(problem, theta, hyper)
-        return Adapted(phi, lambda c: Pullback(c, torch.zeros_like(problem.psi), {}), {})
+        return Adapted(phi, lambda c: Pullback(c, torch.zeros_like(problem.psi), {}), {}, _unseen(problem, phi))
 
 
 @dataclass(frozen=True)
@@ -73,4 +74,8 @@ class Reptile(_Descent):
         """Adapt; the query cotangent is not used, only its scale 1 / tasks."""
         phi = self.adapt(problem, theta, hyper)
         direction = (theta - phi) / problem.tasks
-        return Adapted(phi, lambda c: Pullback(direction, torch.zeros_like(problem.psi), {}), {})
+        return Adapted(phi, lambda c: Pullback(direction, torch.zeros_like(problem.psi), {}), {}, _unseen(problem, phi))
+
+
+def _unseen(problem: Problem, phi: Tensor) -> Tensor | None:
+    return finite_codes(phi) if problem.unread else None

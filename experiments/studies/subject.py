@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from adjoint_meta.batched_model import BatchedModel, Loss, twice_differentiable
 from adjoint_meta.curvature import ChunkedLinearisation, Curvature
-from adjoint_meta.engine import Evaluations
+from adjoint_meta.evaluations import Evaluations
 from adjoint_meta.linearisation import Gradients, Products
 from adjoint_meta.meta_gradients import Method
 from adjoint_meta.meta_gradients.base import Adapted

@@ -9,7 +9,8 @@ from torch import nn
 
 from adjoint_meta import FOMAML, MAML, AdjointMAML, Batch, ImplicitMAML, MetaLearner, TaskBatch
 from adjoint_meta import engine as module
-from adjoint_meta.engine import Engine, Evaluations
+from adjoint_meta.engine import Engine
+from adjoint_meta.evaluations import Evaluations
 
 COUNTS = ("n_grad", "n_hvp")
 

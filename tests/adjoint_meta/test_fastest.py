@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from adjoint_meta import fastest as module
-from adjoint_meta.engine import Engine, Evaluations
+from adjoint_meta.engine import Engine
+from adjoint_meta.evaluations import Evaluations
 
 
 @pytest.fixture
