@@ -1,4 +1,4 @@
-"""Eight small tasks and a learner for them, as tests of meta-training take them; learners that keep no features."""
+"""Eight tasks and a learner as tests of meta-training take them, learners without kept features, no compiler."""
 
 import pytest
 import torch
@@ -37,3 +37,9 @@ def in_full(monkeypatch):
         return learner
 
     return make
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """Traces are replayed without a compiler, which would take seconds for each."""
+    monkeypatch.setattr(torch._inductor, "compile", lambda graph, inputs: graph)
