@@ -1,4 +1,4 @@
-"""Fields for odeint, with and without parameters, a count of their calls, and a loss of the solution."""
+"""Fields for odeint, with and without parameters, starts, a count of calls, and a loss of the solution."""
 
 from __future__ import annotations
 
@@ -36,6 +36,12 @@ def times(direction: str, count: int = 5) -> Tensor:
 
 
 START = torch.tensor([1.0, -0.4], dtype=torch.float64)
+Y0 = torch.ones(2, dtype=torch.float64)
+T = torch.tensor([0.0, 1.0], dtype=torch.float64)
+
+
+def decay(t, y):
+    return -y
 
 
 def pair(t, state):

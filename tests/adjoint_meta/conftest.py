@@ -1,4 +1,4 @@
-"""Eight small tasks and a learner for them, as tests of meta-training take them."""
+"""Eight tasks and a learner as tests of meta-training take them, learners without kept features, no compiler."""
 
 import pytest
 import torch
@@ -25,3 +25,21 @@ def learner(generator):
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) / 2)
     return MetaLearner(model, nn.MSELoss(), MAML(steps=2, inner_lr=0.05))
+
+
+@pytest.fixture
+def in_full(monkeypatch):
+    """Makes learners that evaluate all of the model each time."""
+
+    def make(*arguments, **options):
+        learner = MetaLearner(*arguments, **options)
+        monkeypatch.setattr(learner._batched, "look_for_prefix", lambda x: None)
+        return learner
+
+    return make
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """Traces are replayed without a compiler, which would take seconds for each."""
+    monkeypatch.setattr(torch._inductor, "compile", lambda graph, inputs: graph)

@@ -1,33 +1,19 @@
-"""Memory-reduced meta-learning: against dense matrices and finite differences, its relatives, and its warm start."""
+"""Memory-reduced meta-learning and its relatives, against dense matrices and finite differences."""
 
 from __future__ import annotations
 
 import copy
-import io
 
 import pytest
 import torch
+from memory_reduced_problems import classes, cross_entropy, mse, settling
 from problems import drawn, mlp, regression
 from references import Split, central_difference, conjugate_gradient_iterates, implicit, relative, through_every_step
 from torch import nn
 
 from adjoint_meta import FOMAML, MAML, Batch, MemoryReduced, MetaLearner, SolverError, TaskBatch
 from adjoint_meta.experiments.tensor_bytes import TensorBytes
-from adjoint_meta.meta_gradients import aid_bio, itd_bio, stoc_bio
-from adjoint_meta.training import Trainer, TrainingPlan
-
-mse, cross_entropy = nn.functional.mse_loss, nn.functional.cross_entropy
-
-
-def classes(generator: torch.Generator, points: int = 12, tasks: int = 3) -> tuple[nn.Sequential, TaskBatch]:
-    """A small backbone with a softmax head of three classes, and tasks that no head separates."""
-    model = drawn(nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 3)), generator)
-
-    def batch() -> Batch:
-        y = torch.randint(3, (tasks, points), generator=generator)
-        return Batch(torch.randn(tasks, points, 2, generator=generator), y)
-
-    return model, TaskBatch(batch(), batch())
+from adjoint_meta.meta_gradients import itd_bio, stoc_bio
 
 
 def gradient_steps(steps: int, lr: float):
@@ -123,19 +109,6 @@ def test_a_query_gradient_outside_the_range_of_the_hessian_warns(generator):
 # At convergence
 
 
-def settling(kind: str, generator: torch.Generator):
-    """A model whose heads come to rest in 600 steps, its loss, tasks, and the size of the steps.
-
-    ‖H‖ is below 3 for the mean square and 0.5 for the softmax; the least curvature that is not zero is 0.3 and 0.016.
-    """
-    softmax = kind == "softmax"
-    body, head = nn.Linear(2, 2, bias=False), nn.Linear(2, 3 if softmax else 1, bias=False)
-    model = nn.Sequential(drawn(body, generator, 2.0), nn.Tanh(), drawn(head, generator))
-    if softmax:
-        return model, cross_entropy, classes(generator, points=20)[1], 3.0
-    return model, mse, regression(generator, points=20), 0.5
-
-
 @pytest.mark.parametrize("kind", ["mean square", "softmax"])
 def test_finite_differences_through_the_heads_at_rest(kind, generator):
     """The reference does not know the formula: Newton's method finds the heads for each value of ψ."""
@@ -191,101 +164,6 @@ def test_a_neumann_series_that_diverges_says_so(generator):
     learner = MetaLearner(model, mse, stoc_bio(3, 0.05, products=8, scale=50.0), adapt="2.*")
     with pytest.raises(SolverError, match=r"the Neumann series failed.*decrease the scale"):
         learner.meta_gradient(tasks)
-
-
-# Warm starts
-
-
-def test_heads_go_on_from_where_they_were(generator):
-    model, tasks = mlp(generator), regression(generator, points=12)
-    warm = MetaLearner(model, mse, MemoryReduced(7, 0.1, cg_steps=60, cg_tol=1e-14, warm_start=3), adapt="2.*")
-    for taken in (7, 14, 21):
-        cold = MetaLearner(model, mse, MemoryReduced(taken, 0.1, cg_steps=60, cg_tol=1e-14), adapt="2.*")
-        found, expected = warm.meta_gradient(tasks), cold.meta_gradient(tasks)
-        assert relative(found.loss, expected.loss) < 1e-12
-        assert "warm" not in found.stats
-        for name in ("0.weight", "0.bias"):
-            assert relative(found.grad[name], expected.grad[name]) < 1e-9
-
-
-def test_aid_bio_goes_on_with_its_linear_systems(generator):
-    # While the heads come to rest, two CG steps at a time solve the same systems ever better.
-    model, loss, tasks, lr = settling("softmax", generator)
-    learner = MetaLearner(model, loss, aid_bio(3, 100, lr, cg_steps=2), adapt="2.*")
-    residuals = [float(learner.meta_gradient(tasks).stats["cg_residual"].max()) for _ in range(12)]
-    assert residuals[-1] < 1e-3 * residuals[0]
-    exact = MetaLearner(model, loss, MemoryReduced(800, lr), adapt="2.*").meta_gradient(tasks)
-    assert relative(learner.meta_gradient(tasks).grad["0.weight"], exact.grad["0.weight"]) < 1e-3
-
-
-def test_heads_and_linear_systems_go_on_by_themselves(generator):
-    # Heads at rest after their steps, so that the systems are those of before: two CG steps more each time solve them.
-    model, loss, tasks, lr = settling("softmax", generator)
-    alone = MetaLearner(model, loss, MemoryReduced(800, lr, cg_steps=2, warm_start=3, warm="v"), adapt="2.*")
-    residuals = [float(alone.meta_gradient(tasks).stats["cg_residual"].max()) for _ in range(12)]
-    assert residuals[-1] < 1e-3 * residuals[0]
-    # Heads of two meta-gradients are those of twice the steps; v of two CG steps knows nothing of what was before.
-    heads = MetaLearner(model, loss, MemoryReduced(5, lr, cg_steps=2, warm_start=3, warm="heads"), adapt="2.*")
-    cold = MetaLearner(model, loss, MemoryReduced(10, lr, cg_steps=2), adapt="2.*")
-    heads.meta_gradient(tasks)
-    found, expected = heads.meta_gradient(tasks), cold.meta_gradient(tasks)
-    assert relative(found.grad["0.weight"], expected.grad["0.weight"]) < 1e-10
-    assert torch.equal(found.stats["cg_iterations"], expected.stats["cg_iterations"])
-
-
-def test_the_state_repeats_a_run_bit_for_bit(generator):
-    model, tasks = mlp(generator), regression(generator)
-    learner = MetaLearner(model, mse, aid_bio(3, 5, 0.1, cg_steps=2), adapt="2.*")
-    learner.meta_gradient(tasks)
-    file = io.BytesIO()
-    torch.save(learner.state_dict(), file)
-    file.seek(0)
-    other = MetaLearner(mlp(generator), mse, aid_bio(3, 5, 0.1, cg_steps=2), adapt="2.*")
-    other.load_state_dict(torch.load(file, weights_only=True))
-    copied = copy.deepcopy(learner)
-    expected = learner.meta_gradient(tasks)
-    for again in (other, copied):
-        found = again.meta_gradient(tasks)
-        assert all(torch.equal(found.grad[name], value) for name, value in expected.grad.items())
-        assert torch.equal(again.warm, learner.warm)
-
-
-def test_an_interrupted_training_repeats_bit_for_bit(generator):
-    tasks = regression(generator)
-    start = MetaLearner(mlp(generator), mse, aid_bio(3, 5, 0.1, cg_steps=2), adapt="2.*")
-
-    def trainer(learner: MetaLearner, steps: int) -> Trainer:
-        optimizer = torch.optim.Adam(learner.parameters(), lr=0.02)
-        return Trainer(learner, optimizer, lambda step: tasks, TrainingPlan(steps))
-
-    whole, half, rest = (copy.deepcopy(start) for _ in range(3))
-    trainer(whole, 6).run()
-    interrupted = trainer(half, 3)
-    interrupted.run()
-    continued = trainer(rest, 6)
-    continued.load_state_dict(copy.deepcopy(interrupted.state_dict()))
-    continued.run()
-    state, expected = rest.state_dict(), whole.state_dict()
-    assert state.keys() == expected.keys() and all(torch.equal(state[name], expected[name]) for name in expected)
-    assert not torch.equal(expected["warm"], half.warm)
-
-
-def test_only_meta_gradients_go_on(generator):
-    model, tasks = mlp(generator), regression(generator)
-    learner = MetaLearner(model, mse, MemoryReduced(5, 0.1, warm_start=3), adapt="2.*")
-    cold = MetaLearner(model, mse, MemoryReduced(5, 0.1), adapt="2.*")
-    learner.meta_gradient(tasks)
-    before = learner.warm.clone()
-    assert torch.equal(learner.adapt(tasks.support), cold.adapt(tasks.support))
-    assert torch.equal(learner.query_losses(tasks[:2]), cold.query_losses(tasks[:2]))
-    assert torch.equal(learner.warm, before)
-    assert not hasattr(cold, "warm") and "warm" not in cold.state_dict()
-    with pytest.raises(ValueError, match=r"warm_start=3 .* got 2; train on all of them"):
-        learner.meta_gradient(tasks[:2])
-    broken = TaskBatch(tasks.support, Batch(tasks.query.x, tasks.query.y * float("inf")))
-    with pytest.raises((SolverError, ValueError)):
-        learner.meta_gradient(broken)
-    assert torch.equal(learner.warm, before)
 
 
 # What the learner makes of it
