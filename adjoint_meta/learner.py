@@ -156,9 +156,10 @@ class MetaLearner(nn.Module):
         support, query = _parts(tasks)
 
         def attempt() -> RowGradients:
-            theta, psi, steepest, *batches = self._ready(support, query)
+            theta, psi, steepest = self._ready(support, query)
             warm = self.warm if self.method.returning and bool(self.warm.any()) else None
-            return whole_meta_gradient(self.method, self._curvature, theta, psi, *batches, self.hyper, steepest, warm)
+            parts = (support.ordinary(), query.ordinary())
+            return whole_meta_gradient(self.method, self._curvature, theta, psi, *parts, self.hyper, steepest, warm)
 
         with twice_differentiable(), blaming_data(support, query):
             found = self._curvature.fit(attempt, support, query)
@@ -242,11 +243,12 @@ class MetaLearner(nn.Module):
             return self._curvature.fit(lambda: self._problem(support)[0], support)
 
     def _problem(self, support: Batch, query: Batch | None = None) -> tuple[Problem, Tensor]:
-        theta, psi, steepest, support, query = self._ready(support, query)
-        return Problem.of(self._curvature, psi, support, query, steepest), theta
+        theta, psi, steepest = self._ready(support, query)
+        judged = None if query is None else query.ordinary()
+        return Problem.of(self._curvature, psi, support.ordinary(), judged, steepest), theta
 
-    def _ready(self, support: Batch, query: Batch | None = None) -> tuple[Tensor, Tensor, Tensor | None, Batch, Batch]:
-        """Return θ, ψ, the steepest direction and the points, once all fit together."""
+    def _ready(self, support: Batch, query: Batch | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return θ, ψ and the steepest direction, once all is known to fit together."""
         check_module(self.model)
         if not isinstance(support, Batch):
             raise TypeError(f"the support must be a Batch(x, y), got {type(support).__name__}")
@@ -262,7 +264,7 @@ class MetaLearner(nn.Module):
         for batch in (support, query):
             if batch is not None:
                 self._curvature.check_points(theta, psi, batch.x, batch.y)
-        return theta, psi, steepest, support, query
+        return theta, psi, steepest
 
     def _probe(self, support: Batch, query: Batch | None) -> None:
         """Try one task, once for each new combination of shapes and dtypes; see `check_task` and `find_prefix`."""

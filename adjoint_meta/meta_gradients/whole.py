@@ -44,7 +44,9 @@ def whole_meta_gradient(
 
     if curvature.traceable and not (method.watches or method.returning):
         tensors = (theta, psi, *hyper.values(), *support.rows, *query.rows)
-        found = curvature.programs.capture(("meta-gradient", method, tuple(hyper)), function, tensors, apart)
+        found: RowGradients = curvature.programs.capture(
+            ("meta-gradient", method, tuple(hyper)), function, tensors, apart
+        )
     else:
         found = apart()
     check(method, found)
