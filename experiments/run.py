@@ -26,7 +26,7 @@ from .measure import peak_memory_bytes
 from .outer import build_outer, check_outer
 from .prepare import Prepared, prepare
 from .run_directory import MetricsLog, RunDirectory, read_metrics, write_atomically
-from .summary import figures, outcomes, verdict
+from .summary import figures, outcomes, title, verdict
 
 Observer = Callable[[dict[str, Any]], None]
 
@@ -229,12 +229,12 @@ def _leave(fitted: Fitted, summary: Mapping[str, Any], result: Evaluation, adam:
     prepared, experiment, directory = fitted.prepared, fitted.prepared.experiment, fitted.directory
     write_atomically(directory.outcomes, json.dumps(outcomes(experiment, result, adam), allow_nan=False) + "\n")
     records = read_metrics(directory.metrics)
-    plots.save(plots.curves(records, experiment, result, adam, title=_title(prepared)), directory.curves)
-    scene, title = experiment.scene, _title(prepared)
+    scene, named = experiment.scene, title(prepared.config)
+    plots.save(plots.curves(records, experiment, result, adam, title=named), directory.curves)
     if isinstance(scene, TaskBatch):
-        plots.save(episode(prepared, scene, title=title), directory.adaptation)
+        plots.save(episode(prepared, scene, title=named), directory.adaptation)
     elif scene is not None:
-        plots.save(plots.adaptation(prepared, scene, title=title), directory.adaptation)
+        plots.save(plots.adaptation(prepared, scene, title=named), directory.adaptation)
     write_atomically(directory.summary, json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
 
@@ -244,12 +244,6 @@ def _adam(prepared: Prepared) -> list[tuple[int, Tensor]]:
         return []
     test = prepared.place(prepared.experiment.test[:])
     return adam_curve(prepared.learner, test, prepared.experiment.measure, epochs=epochs, world=prepared.world)
-
-
-def _title(prepared: Prepared) -> str:
-    method = prepared.config.method
-    options = (f"{key.replace('_', ' ')} {value}" for key, value in method.items() if value not in (None, [], 0.0))
-    return f"{prepared.config.experiment} · {', '.join(options).removeprefix('name ')}"
 
 
 def _finite(value: Tensor) -> float | None:

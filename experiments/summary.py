@@ -10,7 +10,19 @@ from torch import Tensor
 
 from adjoint_meta.evaluation import Evaluation
 
+from .config import RunConfig, as_options
 from .experiment import Experiment
+
+# Options of a method that a picture is told by even where they are as usual.
+_TOLD = ("horizon", "solver", "steps", "inner_lr", "proximal", "cg_steps")
+
+
+def title(config: RunConfig) -> str:
+    """Name a run by its experiment, its method, what the inner solve is made of, and what else is not as usual."""
+    usual = as_options(type(config.build_method())())
+    told = {key: value for key, value in config.method.items() if key in _TOLD or value != usual.get(key, value)}
+    options = [f"{key.replace('_', ' ')} {value}" for key, value in told.items() if value not in (None, [], 0.0)]
+    return f"{config.experiment} · {', '.join([config.method['name'], *options])}"
 
 
 def figures(experiment: Experiment, result: Evaluation) -> dict[str, Any]:

@@ -67,3 +67,20 @@ def test_the_test_summary_has_units_and_baselines():
     assert found["metric"] == "nRMSE" and found["after"] == pytest.approx(0.3)
     assert found["stars"]["after"] == pytest.approx(1.2) and found["stars"]["std"] == pytest.approx(4 * found["std"])
     assert found["baselines"] == {"item_mean": pytest.approx(0.25)}  # of the same two tasks
+
+
+@pytest.mark.parametrize(
+    ("experiment", "method", "overrides", "expected"),
+    [
+        ("sine", "adjoint", {}, "sine · adjoint, horizon 2.0, solver rk4, steps 20"),
+        ("glyphs", "anil", {}, "glyphs · anil, steps 5, inner lr 0.4"),
+        (
+            "sine",
+            "adjoint",
+            {"method": {"adjoint": "checkpointed"}},
+            "sine · adjoint, horizon 2.0, solver rk4, steps 20, adjoint checkpointed",
+        ),
+    ],
+)
+def test_a_picture_is_named_by_what_tells_runs_apart(experiment, method, overrides, expected):
+    assert summary.title(resolve(overrides, experiment, method)) == expected
