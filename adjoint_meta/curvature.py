@@ -89,6 +89,7 @@ class Curvature:
                 return attempt()
             except torch.OutOfMemoryError as error:
                 said = str(error)  # the error itself would keep alive what the attempt had allocated
+            self.engine.graphs.release()
             warnings.warn(f"memory ran out with {self._halve(points, said)}", RuntimeWarning, stacklevel=3)
 
     def _halve(self, points: Sequence[Batch | Tensor], said: str) -> str:

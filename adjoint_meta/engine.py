@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
@@ -12,16 +13,15 @@ from torch import Tensor
 
 from adjoint_meta.solvers import checks
 
-from .cuda_graphs import CudaGraph, ForbidReading, ReadsBack, capturable
 from .evaluations import Evaluations
 from .fastest import fastest
 from .flattening import Builder, as_list, flat
+from .graphs import Graphs
 
 # Of flat tensors.
 _Run: TypeAlias = Callable[..., Sequence[Tensor]]
 # What runs, what makes the result of what it returns, and what a run adds to the counters.
 _Built: TypeAlias = tuple[_Run, Builder, Sequence[int]]
-_Build: TypeAlias = Callable[[Callable[..., Any], Sequence[Tensor]], _Built]
 
 BACKENDS = ("auto", "eager", "compile", "cudagraph")
 
@@ -48,10 +48,10 @@ class Engine:
         self.backend = checks.one_of("backend", backend, BACKENDS)
         self.evaluations = evaluations
         self.compile_seconds = 0.0
+        self.graphs = Graphs(backend == "cudagraph")
         self._programs: dict[Hashable, _Program] = {}
         self._known: dict[str, int] = {}
         self._within = False
-        self._capturing = False
         self._warned = False
         self._given_up = False
 
@@ -80,7 +80,7 @@ class Engine:
             return plain()
         program = self.program(key, tensors)
         if not program.eager:
-            return program(function, tensors, plain, self.build)
+            return program(function, tensors, plain)
         program.rent()
         self._within = True  # a step that waits to be compiled waits for its evaluations, too
         try:
@@ -88,24 +88,18 @@ class Engine:
         finally:
             self._within = False
 
-    def capture(self, key: Hashable, function: Callable[..., Any], *tensors: Tensor, eager: Callable[[], Any]) -> Any:
-        """Return ``function(*tensors)``, whose programs and all between them become one CUDA graph, or ``eager()``.
+    def whole(self, key: Hashable, function: Callable[..., Any], *tensors: Tensor, apart: Callable[[], Any]) -> Any:
+        """Return ``function(*tensors)`` by one CUDA graph, or ``apart()``; see `Graphs.whole`."""
+        return apart() if self.eager else self.graphs.whole(self, key, function, tensors, apart)
 
-        It is for backend "cudagraph" on a GPU, and for functions that read nothing back from the device; what the
-        others call is captured piece by piece.
-
-        Args:
-            key, function, tensors: as in a call.
-            eager: returns the same without this graph.
-        """
-        if self.eager or not self.captures(tensors):
-            return eager()
-        program = self.program(("whole", key), tensors)
-        return eager() if program.eager else program(function, tensors, eager, self.survey)
-
-    def captures(self, tensors: Sequence[Tensor]) -> bool:
-        """Return whether what reads these tensors becomes a graph of its own."""
-        return self.backend == "cudagraph" and not self._capturing and capturable(tensors)
+    @contextmanager
+    def building(self) -> Iterator[None]:
+        """Count what is built within as one-time cost, once."""
+        before, started = self.compile_seconds, time.perf_counter()
+        try:
+            yield
+        finally:
+            self.compile_seconds = before + time.perf_counter() - started
 
     def program(self, key: Hashable, tensors: Sequence[Tensor]) -> _Program:
         """Return what is known of the function of this key at such tensors."""
@@ -160,7 +154,6 @@ class Engine:
         from torch.fx.experimental.proxy_tensor import make_fx
 
         leaves, shape = flat(function)
-        started = time.perf_counter()
         self._within = True
         try:
             with self.evaluations.apart() as added:
@@ -173,34 +166,7 @@ class Engine:
             warnings.simplefilter("ignore")  # what the compiler says of its own code
             run = torch._inductor.compile(graph, list(tensors))
             run(*tensors)
-        self.compile_seconds += time.perf_counter() - started
         return (lambda *inputs: as_list(run(*inputs))), shape[0], added
-
-    def survey(self, function: Callable[..., Any], tensors: Sequence[Tensor]) -> _Built:
-        """Return the same of a function that is to be captured as it is, once it is clear that this is possible.
-
-        Raises:
-            ReadsBack: if it is not.
-        """
-        leaves, shape = flat(function)
-        self._capturing = True
-        try:
-            with self.evaluations.apart():
-                leaves(*tensors)  # builds the programs that it calls
-            with self.evaluations.apart() as added, ForbidReading():
-                leaves(*tensors)
-        finally:
-            self._capturing = False
-        return leaves, shape[0], added
-
-    def graph(self, run: _Run, tensors: Sequence[Tensor]) -> CudaGraph:
-        """Return a function as a CUDA graph, of which the programs that it calls are part."""
-        self._capturing = True
-        try:
-            with self.evaluations.apart():
-                return CudaGraph(run, tensors)
-        finally:
-            self._capturing = False
 
 
 class _Program:
@@ -211,7 +177,6 @@ class _Program:
         self._patience = _PATIENCE if engine.backend == "auto" else 0
         self.calls = calls
         self._run: _Run | None = None
-        self._graph: _Run | None = None
         self._shape: Builder = next
         self._added: Any = None
         self._refused = False
@@ -230,32 +195,24 @@ class _Program:
         """Note an eager call."""
         self.calls += 1
 
-    def __call__(
-        self, function: Callable[..., Any], tensors: Sequence[Tensor], eager: Callable[[], Any], build: _Build
-    ) -> Any:
-        """Build if need be, and replay."""
+    def __call__(self, function: Callable[..., Any], tensors: Sequence[Tensor], eager: Callable[[], Any]) -> Any:
+        """Compile if need be, and replay."""
         inputs = [t if t.is_contiguous() and not t.requires_grad else t.detach().contiguous() for t in tensors]
-        try:
-            run = self._ready(function, inputs, build)
-        except torch.OutOfMemoryError:  # smaller chunks may do
-            raise
-        except Exception as error:  # whatever a tracer or a compiler meets: training goes on
-            self._refused = True
-            if not isinstance(error, _NothingGained | ReadsBack):
-                self._engine.refuse(error)
-            return eager()
+        if self._run is None:
+            try:
+                with self._engine.building():
+                    self._run, self._shape, self._added = self._engine.build(function, inputs)
+            except torch.OutOfMemoryError:  # smaller chunks may do
+                raise
+            except Exception as error:  # whatever a tracer or a compiler meets: training goes on
+                self._refused = True
+                if not isinstance(error, _NothingGained):
+                    self._engine.refuse(error)
+                return eager()
         with torch.no_grad():
-            found = run(*inputs)
+            found = self._engine.graphs.piece(self._engine, self, self._run, inputs)
         self._engine.evaluations.add(*self._added)
         return self._shape(iter(found))
-
-    def _ready(self, function: Callable[..., Any], inputs: Sequence[Tensor], build: _Build) -> _Run:
-        if self._run is None:
-            self._run, self._shape, self._added = build(function, inputs)
-        if not self._engine.captures(inputs):
-            return self._run
-        self._graph = self._graph or self._engine.graph(self._run, inputs)
-        return self._graph
 
 
 class _NothingGained(Exception):

@@ -26,7 +26,7 @@ from .engine import Engine
 from .evaluations import Evaluations
 from .linearisation import MODES
 from .meta_gradients.base import MetaGradient, Method, RowGradients
-from .meta_gradients.whole import whole_meta_gradient
+from .meta_gradients.whole import Given, whole_meta_gradient
 from .mixed_precision import check_autocast
 from .parameters import ParameterRows
 from .probe import check_task
@@ -47,7 +47,7 @@ class MetaLearner(nn.Module):
         adapt: patterns of the parameter names that adapt to a task, such as ``"head.*"``; the others are shared and
             get their gradient too. ``None`` adapts all.
         backend: ``"eager"``; ``"compile"``, which traces and compiles gradients, products and whole solver steps once
-            for their shapes; ``"cudagraph"``, on a CUDA device; ``"auto"`` compiles what was called 1000 times.
+            for their shapes; ``"cudagraph"``, on a CUDA device; ``"auto"``, see `Engine`.
         mode: ``"reverse_over_reverse"`` or ``"forward_over_reverse"``, how HVPs are taken.
         remat: patterns of modules whose activations are computed again instead of kept, such as ``"blocks.*"``.
         chunk_size: at most this many tasks at a time, to bound memory.
@@ -156,10 +156,10 @@ class MetaLearner(nn.Module):
         support, query = _parts(tasks)
 
         def attempt() -> RowGradients:
-            theta, psi, steepest = self._ready(support, query)
-            warm = self.warm if self.method.returning and bool(self.warm.any()) else None
-            parts = (support.ordinary(), query.ordinary())
-            return whole_meta_gradient(self.method, self._curvature, theta, psi, *parts, self.hyper, steepest, warm)
+            given = self._ready(support, query)
+            if self.method.returning and bool(self.warm.any()):
+                given = given._replace(warm=self.warm)
+            return whole_meta_gradient(self.method, self._curvature, given, self.hyper)
 
         with twice_differentiable(), blaming_data(support, query):
             found = self._curvature.fit(attempt, support, query)
@@ -243,12 +243,11 @@ class MetaLearner(nn.Module):
             return self._curvature.fit(lambda: self._problem(support)[0], support)
 
     def _problem(self, support: Batch, query: Batch | None = None) -> tuple[Problem, Tensor]:
-        theta, psi, steepest = self._ready(support, query)
-        judged = None if query is None else query.ordinary()
-        return Problem.of(self._curvature, psi, support.ordinary(), judged, steepest), theta
+        theta, psi, support, query, steepest, _ = self._ready(support, query)
+        return Problem.of(self._curvature, psi, support, query, steepest), theta
 
-    def _ready(self, support: Batch, query: Batch | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return θ, ψ and the steepest direction, once all is known to fit together."""
+    def _ready(self, support: Batch, query: Batch | None = None) -> Given:
+        """Return parameters and points, once all is known to fit together."""
         check_module(self.model)
         if not isinstance(support, Batch):
             raise TypeError(f"the support must be a Batch(x, y), got {type(support).__name__}")
@@ -264,7 +263,7 @@ class MetaLearner(nn.Module):
         for batch in (support, query):
             if batch is not None:
                 self._curvature.check_points(theta, psi, batch.x, batch.y)
-        return theta, psi, steepest
+        return Given(theta, psi, support, query, steepest)
 
     def _probe(self, support: Batch, query: Batch | None) -> None:
         """Try one task, once for each new combination of shapes and dtypes; see `check_task` and `find_prefix`."""

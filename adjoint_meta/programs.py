@@ -98,24 +98,22 @@ class Programs:
         self, name: Hashable, function: Callable[..., Any], tensors: Sequence[Tensor], eager: Callable[[], Any]
     ) -> Any:
         """Let the engine evaluate a function that reads the model, besides these tensors; ``eager`` does it without."""
-        reading = self._reading(function, len(tensors))
-        return self.engine((name, self._state), reading, *tensors, *self._constants, eager=eager)
-
-    def capture(
-        self, name: Hashable, function: Callable[..., Any], tensors: Sequence[Tensor], eager: Callable[[], Any]
-    ) -> Any:
-        """Let the engine evaluate such a function by one CUDA graph, if it can."""
-        reading = self._reading(function, len(tensors))
-        return self.engine.capture((name, self._state), reading, *tensors, *self._constants, eager=eager)
-
-    def _reading(self, function: Callable[..., Any], count: int) -> Callable[..., Any]:
-        """Return the function with the model's constants as further arguments, after the first so many."""
 
         def reading(*inputs: Tensor) -> Any:
-            with self.model.reading(inputs[count:]):
-                return function(*inputs[:count])
+            with self.model.reading(inputs[len(tensors) :]):
+                return function(*inputs[: len(tensors)])
 
-        return reading
+        return self.engine((name, self._state), reading, *tensors, *self._constants, eager=eager)
+
+    def whole(
+        self, name: Hashable, function: Callable[..., Any], tensors: Sequence[Tensor], apart: Callable[[], Any]
+    ) -> Any:
+        """Let the engine evaluate such a function by one CUDA graph, if it can; ``apart`` does it without.
+
+        The graph reads frozen parameters and buffers where they lie, so that it is of these very tensors.
+        """
+        where = tuple((t.data_ptr(), t.shape, t.stride(), t.dtype) for t in self._constants)
+        return self.engine.whole((name, self._state, where), function, *tensors, apart=apart)
 
     def _call(
         self,

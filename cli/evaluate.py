@@ -19,18 +19,33 @@ if TYPE_CHECKING:
 @several_processes
 @click.argument("run_dir", type=click.Path(path_type=Path))
 @click.option("--tasks", type=int, metavar="N", help="Only the first N test tasks.")
+@click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Adapt otherwise than in training: --set method.steps=20.",
+)
 @data_dir_option
 @json_option
-def command(world: World, run_dir: Path, tasks: int | None, data_dir: Path | None, as_json: bool) -> None:
+def command(
+    world: World, run_dir: Path, tasks: int | None, assignments: tuple[str, ...], data_dir: Path | None, as_json: bool
+) -> None:
     """Test the run in RUN_DIR again: before and after adaptation by the method's own inner solve."""
     from adjoint_meta.experiments.allocator import keep_large_blocks
+    from adjoint_meta.experiments.config import parse_assignments
     from adjoint_meta.experiments.run import evaluate_run
     from adjoint_meta.experiments.run_directory import RunDirectory
 
     from .tables import show_test
 
+    changed = parse_assignments(assignments)
+    if set(changed) - {"method"} or "name" in changed.get("method", {}):
+        raise click.UsageError("evaluate --set changes options of the run's method alone, such as method.steps=20")
     keep_large_blocks()
-    summary = evaluate_run(RunDirectory(run_dir), data_dir=data_dir, tasks=tasks, world=world)
+    summary = evaluate_run(
+        RunDirectory(run_dir), data_dir=data_dir, tasks=tasks, method=changed.get("method"), world=world
+    )
     if not world.leads:
         return
     if as_json:

@@ -80,6 +80,8 @@ def main() -> None:
     arguments = (["--debug"] if debug else []) + [argument for argument in arguments if argument != "--debug"]
     shown = WarningLines()
     warnings.showwarning = shown.show
+    # All of them, to be counted; filters that the user asks for come before this one.
+    warnings.simplefilter("always", RuntimeWarning, append=True)
     try:
         adjoint_meta_command.main(arguments, prog_name="adjoint-meta", standalone_mode=False)
     except NoArgsIsHelpError as error:

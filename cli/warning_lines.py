@@ -7,14 +7,15 @@ import sys
 from collections import Counter
 from typing import TextIO
 
-_NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[-+]?\d+)?")
+_NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[-+]?\d+)?|\b(?:inf|nan)\b")
 
 
 class WarningLines:
-    """Shows the first warning of a kind, and says at the end how often others like it came."""
+    """Shows the first warning of a kind, and at the end the last one and how many there were."""
 
     def __init__(self) -> None:
         self._seen: Counter[str] = Counter()
+        self._last: dict[str, str] = {}
 
     def show(
         self,
@@ -30,12 +31,13 @@ class WarningLines:
         text = " ".join(str(message).split())
         kind = _NUMBER.sub("…", text)
         self._seen[kind] += 1
+        self._last[kind] = text
         if self._seen[kind] == 1:
             print(f"warning: {text}", file=file or sys.stderr)
 
     def finish(self) -> None:
-        """Say how many were not shown."""
+        """Show what was not shown."""
         for kind, count in self._seen.items():
             if count > 1:
-                times = "once more" if count == 2 else f"{count - 1} more times"
-                print(f"warning: {times}: {kind.split('. ')[0]}", file=sys.stderr)
+                times = "once more" if count == 2 else f"{count - 1} more times, at last"
+                print(f"warning: {times}: {self._last[kind].split('. ')[0]}", file=sys.stderr)

@@ -190,6 +190,7 @@ def _begin(stop: Any, steps: Any, threads: int) -> None:
         steps.put(("", category(str(message))))
 
     warnings.showwarning = show
+    warnings.simplefilter("always", RuntimeWarning, append=True)
 
 
 def _make_here(job: Job, data_dir: Path | None) -> None:

@@ -21,6 +21,8 @@ from .few_shot import Episodes
 
 # Test episodes start here, validation ones at zero: those of training are drawn from other classes.
 TEST_EPISODES = 2**31
+# Their order is drawn anew for each pass over them.
+MOST_TASKS = 10**7
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class FewShotOptions:
     def __post_init__(self) -> None:
         checks.count("test_tasks", self.test_tasks)
         checks.count("train_tasks", self.train_tasks, least=0)
+        if self.train_tasks > MOST_TASKS:
+            raise ValueError(f"train_tasks must be at most {MOST_TASKS}, or 0 for no end, got {self.train_tasks}")
         checks.count("validation_tasks", self.validation_tasks, least=0)
 
 

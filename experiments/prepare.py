@@ -100,7 +100,7 @@ def _check_returning(method: Method, train: TaskSource, tasks: int) -> None:
         raise ValueError(
             f"method.warm_start={method.returning} asks for the same {method.returning} tasks at each meta-step, but "
             f"training has {supply} and takes {tasks} at a time; set tasks_per_step and the number of training tasks "
-            "to it, or warm_start=0"
+            "(task.train_tasks) to it, or warm_start=0"
         )
 
 

@@ -257,14 +257,24 @@ def _plain(value: Tensor) -> float | dict[str, float]:
 
 
 def evaluate_run(
-    directory: RunDirectory, *, data_dir: Path | None = None, tasks: int | None = None, world: World = ALONE
+    directory: RunDirectory,
+    *,
+    data_dir: Path | None = None,
+    tasks: int | None = None,
+    method: Mapping[str, Any] | None = None,
+    world: World = ALONE,
 ) -> dict[str, Any]:
-    """Test a trained run again, on its first ``tasks`` test tasks, and return its summary with the new figures.
+    """Test a trained run again and return its summary with the new figures.
+
+    Args:
+        tasks: only so many of the test tasks.
+        method: options that take the place of the run's own, such as more inner steps.
 
     Raises:
-        ValueError: if the directory holds no readable run, or has fewer test tasks.
+        ValueError: if the directory holds no readable run, has fewer test tasks, or its method no such option.
     """
     config = world.first(directory.read_config)
+    config = config.model_copy(update={"method": {**config.method, **(method or {})}})
     if not world.first(directory.checkpoint.is_file):
         raise ValueError(f"{directory.path} has no checkpoint yet; train it first")
     with world.together():
@@ -288,5 +298,6 @@ def evaluate_run(
         "peak_memory_bytes": max(world.gather(lambda: peak_memory_bytes(prepared.device))),
         "test": figures(prepared.experiment, result),
         "verdict": verdict(prepared.experiment, result),
+        "changed": dict(method or {}),
         "run_dir": str(directory.path),
     }

@@ -67,6 +67,8 @@ class Flow(Method):
             back = solved.pullback(c)
             before = stats.get("stability", back.stability)
             stats["stability"] = torch.maximum(before, back.stability)
+            if not problem.unread:
+                self.judge(stats)
             parts = flow.split(back.parameters)
             found = {**parts, **self.duration_gradients(back.duration.sum())}
             start = back.start + parts["theta"] if "theta" in parts else back.start

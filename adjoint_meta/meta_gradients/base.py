@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from adjoint_meta.adaptation import GradientFlow
+from adjoint_meta.evaluations import Evaluations
 from adjoint_meta.problem import Problem
 from adjoint_meta.solvers import SolverError, checks
 from adjoint_meta.solvers.solution import raise_if_failed
@@ -176,9 +177,16 @@ def meta_gradient(method: Method, problem: Problem, theta: Tensor, hyper: Hyper)
     Raises:
         SolverError: if the inner solve failed or the meta-gradient is not finite.
     """
+    before = problem.evaluations.counts()
     found = unchecked(method, problem, theta, hyper)
     check(method, found)
-    return found
+    return with_counts(found, problem.evaluations, before)
+
+
+def with_counts(found: RowGradients, evaluations: Evaluations, before: tuple[int, int, int]) -> RowGradients:
+    """Return it with the numbers of gradients and products since these counts among the statistics."""
+    _, n_grad, n_hvp = (now - then for now, then in zip(evaluations.counts(), before, strict=True))
+    return found._replace(stats={"n_grad": n_grad, "n_hvp": n_hvp, **found.stats})
 
 
 def unchecked(method: Method, problem: Problem, theta: Tensor, hyper: Hyper) -> RowGradients:
@@ -197,8 +205,9 @@ def check(method: Method, found: RowGradients) -> None:
     Raises:
         SolverError: if the inner solve failed or the meta-gradient is not finite.
     """
-    if found.codes is not None:
+    if found.codes is not None:  # else the method has looked at them, and judged its statistics
         raise_if_failed("the inner solve", found.codes)
+        method.judge(found.stats)
     parts = (found.losses, found.theta, found.psi, *found.hyper.values())
     if not bool(torch.stack([torch.isfinite(values).all() for values in parts]).all()):
         raise SolverError(
@@ -206,4 +215,3 @@ def check(method: Method, found: RowGradients) -> None:
             "are huge, or the transposed steps amplify. Take more inner steps, or a shorter horizon or smaller "
             "learning rate"
         )
-    method.judge(found.stats)

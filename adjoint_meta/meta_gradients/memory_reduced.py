@@ -75,6 +75,8 @@ class MemoryReduced(Method):
         checks.at_least("damping", self.damping, 0.0)
         checks.count("warm_start", self.warm_start, least=0)
         checks.one_of("warm", self.warm, ("both", "heads", "v"))
+        if self.warm != "both" and not self.warm_start:
+            raise ValueError(f"warm={self.warm!r} has no use with warm_start=0; say how many tasks return")
         if self.warm == "v" and self.inverse == "neumann":
             raise ValueError("warm='v' has no use with inverse='neumann', a series without a start; say warm='heads'")
         if self.neumann_scale is not None:

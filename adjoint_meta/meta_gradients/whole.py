@@ -2,53 +2,63 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from torch import Tensor
 
 from adjoint_meta.curvature import Curvature
 from adjoint_meta.problem import Problem
 from adjoint_meta.tasks import Batch
 
-from .base import Hyper, Method, RowGradients, check, unchecked
+from .base import Hyper, Method, RowGradients, check, unchecked, with_counts
 
 
-def whole_meta_gradient(
-    method: Method,
-    curvature: Curvature,
-    theta: Tensor,
-    psi: Tensor,
-    support: Batch,
-    query: Batch,
-    hyper: Hyper,
-    steepest: Tensor | None = None,
-    warm: Tensor | None = None,
-) -> RowGradients:
+class Given(NamedTuple):
+    """What a meta-gradient is taken of.
+
+    Args:
+        theta, psi: adapted and shared parameters, ``[P]`` and ``[Q]``.
+        support, query: the points of the tasks; no query where they are only adapted.
+        steepest, warm: as in a `Problem`.
+    """
+
+    theta: Tensor
+    psi: Tensor
+    support: Batch
+    query: Batch | None
+    steepest: Tensor | None = None
+    warm: Tensor | None = None
+
+
+def whole_meta_gradient(method: Method, curvature: Curvature, given: Given, hyper: Hyper) -> RowGradients:
     """Return `meta_gradient`, by one replay where the engine captures and the method reads nothing back.
 
     Inner solves of fixed length do not; adaptive steps and conjugate gradients, which ask when to stop, are captured
     piece by piece.
 
     Raises:
+        ValueError: if there are no query points.
         SolverError: if the inner solve failed or the meta-gradient is not finite.
     """
-    before = curvature.evaluations.counts()
+    before, support, query = curvature.evaluations.counts(), given.support, given.query
+    if query is None:
+        raise ValueError("a meta-gradient needs query points; pass a TaskBatch of support and query")
 
     def apart() -> RowGradients:
-        problem = Problem.of(curvature, psi, support, query, steepest, warm)
-        return unchecked(method, problem, theta, hyper)
+        problem = Problem.of(curvature, given.psi, support, query, given.steepest, given.warm)
+        return unchecked(method, problem, given.theta, hyper)
 
     def function(theta: Tensor, psi: Tensor, *others: Tensor) -> RowGradients:
         own, rows = others[: len(hyper)], others[len(hyper) :]
-        parts = (Batch.of(*rows[: len(support.rows)]), Batch.of(*rows[len(support.rows) :]))
-        problem = Problem.of(curvature, psi, *parts, None, unread=True)
+        points = (Batch.of(*rows[: len(support.rows)]), Batch.of(*rows[len(support.rows) :]))
+        problem = Problem.of(curvature, psi, *points, None, unread=True)
         return unchecked(method, problem, theta, dict(zip(hyper, own, strict=True)))
 
     if curvature.traceable and not (method.watches or method.returning):
-        tensors = (theta, psi, *hyper.values(), *support.rows, *query.rows)
-        found: RowGradients = curvature.programs.capture(
-            ("meta-gradient", method, tuple(hyper)), function, tensors, apart
-        )
+        tensors = (given.theta, given.psi, *hyper.values(), *support.rows, *query.rows)
+        name = ("meta-gradient", type(method), repr(method), tuple(hyper))
+        found: RowGradients = curvature.programs.whole(name, function, tensors, apart)
     else:
         found = apart()
     check(method, found)
-    counts = [now - then for now, then in zip(curvature.evaluations.counts(), before, strict=True)]
-    return found._replace(stats={"n_grad": counts[1], "n_hvp": counts[2], **found.stats})
+    return with_counts(found, curvature.evaluations, before)

@@ -7,9 +7,9 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from adjoint_meta import FOMAML, MAML, AdjointMAML, Batch, ImplicitMAML, MetaLearner, Reptile, SolverError, TaskBatch
-from adjoint_meta import engine as module
+from adjoint_meta import graphs as module
 from adjoint_meta.cuda_graphs import ForbidReading, ReadsBack
-from adjoint_meta.meta_gradients import ANIL
+from adjoint_meta.meta_gradients import ANIL, meta_gradient
 from adjoint_meta.meta_gradients.base import check, unchecked
 from adjoint_meta.problem import Problem
 
@@ -27,14 +27,6 @@ class Tape:
     def __call__(self, *tensors):
         torch._foreach_copy_(self.inputs, list(tensors))
         return [output.clone() for output in self.tape(*self.inputs)]
-
-
-class ForbidMaking(ForbidReading):
-    """Forbids tensors made of Python's numbers, too: on a GPU each is a copy from the host."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert "lift_fresh" not in str(func)
-        return super().__torch_dispatch__(func, types, args, kwargs)
 
 
 @pytest.fixture
@@ -95,12 +87,12 @@ def test_a_solve_of_fixed_length_reads_nothing_back(monkeypatch, model, draw, na
     learner = MetaLearner(model, nn.MSELoss(), method, backend=backend, **options)
     learner.meta_gradient(draw())
     tasks = draw()
-    theta, psi, _ = learner._ready(tasks.support, tasks.query)
+    given = learner._ready(tasks.support, tasks.query)
     listed, plain = [], torch.Tensor.tolist
     monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: listed.append(tensor) or plain(tensor))
-    with ForbidMaking():
-        problem = Problem.of(learner._curvature, psi, tasks.support, tasks.query, None, unread=True)
-        found = unchecked(method, problem, theta, learner.hyper)
+    with ForbidReading():
+        problem = Problem.of(learner._curvature, given.psi, tasks.support, tasks.query, None, unread=True)
+        found = unchecked(method, problem, given.theta, learner.hyper)
     assert not listed
     check(method, found)
     with pytest.raises(ReadsBack), ForbidReading():
@@ -157,8 +149,97 @@ def test_a_graph_that_cannot_be_made_leaves_everything_as_it_is(monkeypatch, mod
     eager, other = pair(model, MAML(2, 0.1), "cudagraph")
     with pytest.warns(RuntimeWarning, match="operation not permitted") as warned:
         agree(eager, other, draw())
-    assert len(warned) == 1
+    said = [str(each.message).split(" could not")[0] for each in warned]
+    assert said == ["a whole meta-gradient", "a compiled function"]
     agree(eager, other, draw())
+
+
+class Scaled(nn.Module):
+    """A network with a buffer and a frozen layer, both before and after what adapts."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Linear(2, 3), nn.Linear(3, 1)
+        self.frozen = nn.Linear(3, 3).requires_grad_(False)
+        self.register_buffer("scale", torch.tensor(2.0))
+
+    def forward(self, x):
+        return self.scale * self.head(self.frozen(torch.tanh(self.scale * self.first(x))))
+
+
+@pytest.mark.parametrize("adapt", [None, "head.*"])
+@pytest.mark.usefixtures("taped")
+def test_buffers_and_frozen_parameters_are_those_of_now(draw, adapt):
+    model = Scaled()
+    eager, other = pair(model, MAML(2, 0.05), "cudagraph", adapt=adapt)
+    agree(eager, other, draw())
+    model.scale.mul_(0.5)  # in place, and then by other tensors
+    agree(eager, other, draw())
+    assert Tape.made == 1
+    model.scale = torch.tensor(3.0)
+    agree(eager, other, draw())
+    model.frozen.load_state_dict({name: 2 * value for name, value in model.frozen.state_dict().items()}, assign=True)
+    agree(eager, other, draw())
+    assert Tape.made == 3
+
+
+@pytest.mark.usefixtures("taped")
+def test_only_the_last_graphs_hold_memory(model, generator):
+    eager, other = pair(model, MAML(2, 0.1), "cudagraph")
+    for points in (*range(2, 9), 8):
+        x, y = (torch.randn(3, points, size, generator=generator) for size in (2, 1))
+        agree(eager, other, TaskBatch(Batch(x, y), Batch(x, y)))
+    assert Tape.made == 7 and len(other.engine.graphs._whole) == 4
+    attempts = []
+
+    def attempt():
+        attempts.append(len(other.engine.graphs._whole))
+        if len(attempts) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.warns(RuntimeWarning, match="memory ran out with 3 tasks"):
+        other._curvature.fit(attempt, Batch(x, y))
+    assert attempts == [4, 0]
+
+
+@pytest.mark.usefixtures("taped")
+def test_a_failed_solve_of_a_method_that_reads_is_its_own_error(model, draw):
+    """And no word of graphs, for which there is no reason."""
+    tasks = draw()
+    wild = TaskBatch(Batch(tasks.support.x, tasks.support.y * 1e300), tasks.query)
+    learner = MetaLearner(model, nn.MSELoss(), ImplicitMAML(2.0, steps=5, inner_lr=0.1), backend="cudagraph")
+    with pytest.raises(SolverError):
+        learner.meta_gradient(wild)
+    learner.meta_gradient(tasks)
+    assert Tape.made > 1 and learner.engine.compile_seconds > 0
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x: x.sum().item(),
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+        lambda x: torch.tensor([1.0, 2.0]) + x,
+        lambda x: torch.linalg.cholesky(x.outer(x) + torch.eye(2)),
+        lambda x: x.index_put_((x > 0,), x[0]),
+    ],
+    ids=["a number", "a mask", "places", "numbers of Python", "a factor", "places to write"],
+)
+def test_what_waits_for_the_device_is_noticed(read):
+    with pytest.raises(ReadsBack), ForbidReading():
+        read(torch.ones(2))
+
+
+def test_a_solve_by_itself_is_judged_at_once(model, draw):
+    tasks, method = draw(), AdjointMAML(20.0, "euler", 2)
+    learner = MetaLearner(model, nn.MSELoss(), method, backend="eager")
+    problem, theta = learner._problem(tasks.support, tasks.query)
+    adapted = method.solve(problem, theta.repeat(3, 1), {})
+    with pytest.warns(RuntimeWarning, match="left the stability interval in 3 of 3 tasks"):
+        adapted.pullback(torch.ones_like(adapted.phi))
+    found = meta_gradient(AdjointMAML(0.1, "euler", 2), problem, theta, {})
+    assert (found.stats["n_grad"], found.stats["n_hvp"]) == (3, 2)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -168,5 +249,4 @@ def test_a_gpu_replays_the_eager_meta_gradient(model, draw, name):
     eager, other = pair(model.cuda(), method, "cudagraph", **options)
     for _ in range(3):
         agree(eager, other, draw().to("cuda"), tolerance=1e-10)
-    (whole,) = [program for key, program in other.engine._programs.items() if key[0][0] == "whole"]
-    assert whole.compiled
+    assert len(other.engine.graphs._whole) == 1 and not other.engine.graphs._unfit

@@ -236,7 +236,12 @@ def test_memory_is_flat_in_the_number_of_steps(generator):
         ({"damping": -1.0}, ValueError, "damping must be finite and at least 0"),
         ({"warm_start": True}, TypeError, "warm_start must be a whole number"),
         ({"warm": "all"}, ValueError, "unknown warm 'all'"),
-        ({"warm": "v", "inverse": "neumann"}, ValueError, "a series without a start; say warm='heads'"),
+        ({"warm": "v"}, ValueError, "warm='v' has no use with warm_start=0; say how many"),
+        (
+            {"warm": "v", "inverse": "neumann", "warm_start": 2},
+            ValueError,
+            "without a start; say warm='heads'",
+        ),
         ({"inverse": "neuman"}, ValueError, "unknown inverse 'neuman'; did you mean 'neumann'"),
         ({"neumann_scale": 0.1}, ValueError, "has no use with inverse='cg'"),
         ({"neumann_scale": 0.0, "inverse": "neumann"}, ValueError, "neumann_scale must be positive"),

@@ -60,7 +60,9 @@ def test_warnings_of_other_processes_are_lines_of_this_one(tmp_path):
     done = subprocess.run([*map(str, [*command, "--seeds", 1, *keys])], capture_output=True, text=True, timeout=300)
     warned = [line for line in done.stderr.splitlines() if "stability interval" in line]
     assert done.returncode == 0 and len(warned) == 2, done.stderr
-    assert warned[0].startswith("warning: the inner steps") and warned[1].startswith("warning: 2 more times: the inner")
+    assert warned[0].startswith("warning: the inner steps") and warned[1].startswith(
+        "warning: 2 more times, at last: the"
+    )
     assert "crew.py" not in done.stderr
 
 

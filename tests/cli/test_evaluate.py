@@ -37,6 +37,22 @@ def test_fewer_tasks(call, finished):
     assert code == 0 and json.loads(out)["test"]["tasks"] == 3
 
 
+def test_other_options_of_the_method(call, finished):
+    """With no inner steps to speak of nothing changes; with the run's own, the test is that of its summary."""
+    path, summary = finished
+    code, out, _ = call(path, "--set", "method.inner_lr=1e-30", "--json")
+    test = json.loads(out)["test"]
+    assert code == 0 and test["after"] == pytest.approx(test["before"]) == pytest.approx(summary["test"]["before"])
+    steps = summary["config"]["method"]["steps"]
+    _, same, _ = call(path, "--set", f"method.steps={steps}", "--json")
+    assert json.loads(same)["test"] == summary["test"]
+    for key in ("meta_steps=3", "method.name=anil", "method=anil"):
+        code, _, errors = call(path, "--set", key)
+        assert code == 2 and "options of the run's method alone, such as method.steps=20" in errors
+    code, _, errors = call(path, "--set", "method.step=3")
+    assert code == 2 and "unknown key 'method.step'; did you mean 'steps'" in errors
+
+
 def test_a_table_with_units_baselines_and_verdict(call, finished):
     path, summary = finished
     code, out, err = call(path)

@@ -1,5 +1,6 @@
 """The door: help without torch, names with their neighbours, one line for every error, and its exit code."""
 
+import math
 import os
 import subprocess
 import sys
@@ -201,7 +202,7 @@ def test_warnings_that_differ_in_numbers_are_shown_once(call, monkeypatch):
 
     @click.command()
     def command():
-        for size in (1.5, 2.0, 1e-3):
+        for size in (1.5, 1e-3, math.nan):
             warnings.warn(f"h‖H‖ reached {size} of its limit", RuntimeWarning, stacklevel=1)
         for _ in range(2):
             warnings.warn("something else", RuntimeWarning, stacklevel=1)
@@ -214,7 +215,7 @@ def test_warnings_that_differ_in_numbers_are_shown_once(call, monkeypatch):
         "warning: h‖H‖ reached 1.5 of its limit",
         "warning: something else",
         "adjoint-meta: it failed",
-        "warning: 2 more times: h‖H‖ reached … of its limit",
+        "warning: 2 more times, at last: h‖H‖ reached nan of its limit",
         "warning: once more: something else",
     ]
 
