@@ -18,6 +18,8 @@ from .flattening import Builder, flat
 
 # Each holds all that a meta-gradient allocates, so only those of the last few shapes stay.
 _WHOLE = 4
+# Capturing takes as long as several meta-gradients, so that shapes without end are not worth it.
+_CAPTURES = 32
 
 
 class Engine(Protocol):
@@ -47,18 +49,19 @@ class Graphs:
 
     def __init__(self, wanted: bool) -> None:
         self._wanted = wanted
-        self._within = False
+        self._broken = self._within = False
+        self._captures = 0
         self._pieces: dict[Hashable, CudaGraph] = {}
         self._whole: dict[Hashable, _Whole] = {}
         self._unfit: set[Hashable] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         """Graphs stay behind in a copy: it captures its own."""
-        return {**vars(self), "_pieces": {}, "_whole": {}}
+        return vars(Graphs(self._wanted))
 
     def wanted(self, tensors: Sequence[Tensor]) -> bool:
         """Return whether a function of these tensors is to become a graph, and is no part of one already."""
-        return self._wanted and not self._within and capturable(tensors)
+        return self._wanted and not self._broken and not self._within and capturable(tensors)
 
     def release(self) -> None:
         """Give back the memory that graphs hold."""
@@ -68,7 +71,17 @@ class Graphs:
     def piece(
         self, engine: Engine, key: Hashable, run: Callable[..., Sequence[Tensor]], tensors: Sequence[Tensor]
     ) -> Sequence[Tensor]:
-        """Return ``run(*tensors)`` of a compiled function, by a graph of its own."""
+        """Return ``run(*tensors)`` of a compiled function, by a graph of its own.
+
+        Args:
+            engine: counts and times.
+            key: of the function at such tensors.
+            run: the compiled function.
+            tensors: all that it reads.
+
+        Raises:
+            torch.OutOfMemoryError: as it comes; smaller chunks may do.
+        """
         if not self.wanted(tensors):
             return run(*tensors)
         if key not in self._pieces:
@@ -78,7 +91,8 @@ class Graphs:
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # whatever a capture meets: training goes on
-                self._wanted = False
+                self._broken = True
+                self.release()
                 _warn("a compiled function", error, "compiled functions are launched kernel by kernel")
                 return run(*tensors)
         return self._pieces[key](*tensors)
@@ -95,29 +109,57 @@ class Graphs:
 
         A function that reads something back from the device is left to ``apart``, as what it calls can be captured
         piece by piece.
+
+        Args:
+            engine: counts and times.
+            key: what the function depends on besides its tensors.
+            function: of the tensors.
+            tensors: what may differ between calls.
+            apart: returns the same.
+
+        Raises:
+            SolverError, torch.OutOfMemoryError: as they come.
         """
         if not self.wanted(tensors) or key in self._unfit:
             return apart()
         signature = (key, *((t.shape, t.dtype, t.device) for t in tensors))
         inputs = [tensor.detach().contiguous() for tensor in tensors]
-        if signature not in self._whole:
+        if signature in self._whole:
+            self._whole[signature] = self._whole.pop(signature)  # the last one used is the last one to go
+        elif self._captures == _CAPTURES:
+            return apart()
+        else:
             try:
-                with engine.building(), self._part():
-                    self._whole[signature] = _capture(engine, function, inputs)
-            except (torch.OutOfMemoryError, SolverError, ValueError, TypeError):  # the function's own
+                self._add(engine, signature, function, inputs)
+            except (torch.OutOfMemoryError, SolverError):
                 raise
             except Exception as error:
                 self._unfit.add(key)
+                result = apart()  # which raises what is wrong with the function itself
                 if not isinstance(error, ReadsBack):
                     _warn("a whole meta-gradient", error, "its parts are captured one by one")
-                return apart()
-        found = self._whole[signature] = self._whole.pop(signature)  # the last one used is the last one to go
-        while len(self._whole) > _WHOLE:
-            self._whole.pop(next(iter(self._whole)))
+                return result
+        found = self._whole[signature]
         with torch.no_grad():
             outputs = found.graph(*inputs)
         engine.evaluations.add(*found.added)
         return found.shape(iter(outputs))
+
+    def _add(self, engine: Engine, key: Hashable, function: Callable[..., Any], tensors: Sequence[Tensor]) -> None:
+        """Capture a whole function, and let the graph go that was used the longest ago."""
+        while len(self._whole) >= _WHOLE:
+            self._whole.pop(next(iter(self._whole)))
+        with engine.building(), self._part():
+            self._whole[key] = _capture(engine, function, tensors)
+        self._captures += 1
+        if self._captures == _CAPTURES:
+            warnings.warn(
+                f"{_CAPTURES} whole meta-gradients were captured as CUDA graphs, for other shapes or a model whose "
+                "tensors were replaced; further ones are captured piece by piece. Change parameters and buffers in "
+                "place, and keep batches of one size",
+                RuntimeWarning,
+                stacklevel=4,
+            )
 
     @contextmanager
     def _part(self) -> Iterator[None]:
@@ -136,8 +178,7 @@ def _capture(engine: Engine, function: Callable[..., Any], tensors: Sequence[Ten
         ReadsBack: if it reads numbers back from the device.
     """
     leaves, shape = flat(function)
-    with engine.evaluations.apart(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they are of a trial, and come again
+    with engine.evaluations.apart():
         leaves(*tensors)  # builds the programs that it calls
     with engine.evaluations.apart() as added, ForbidReading():
         leaves(*tensors)

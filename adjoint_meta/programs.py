@@ -108,11 +108,13 @@ class Programs:
     def whole(
         self, name: Hashable, function: Callable[..., Any], tensors: Sequence[Tensor], apart: Callable[[], Any]
     ) -> Any:
-        """Let the engine evaluate such a function by one CUDA graph, if it can; ``apart`` does it without.
+        """Let the engine evaluate a function that reads the model by one CUDA graph; ``apart`` does it without.
 
-        The graph reads frozen parameters and buffers where they lie, so that it is of these very tensors.
+        The graph reads the model where it lies now: where tensors are replaced, another graph is captured.
         """
-        where = tuple((t.data_ptr(), t.shape, t.stride(), t.dtype) for t in self._constants)
+        module = self.model.model
+        held = (*module.parameters(), *module.buffers(), *self._constants)
+        where = tuple((t.data_ptr(), t.shape, t.stride(), t.dtype) for t in held)
         return self.engine.whole((name, self._state, where), function, *tensors, apart=apart)
 
     def _call(

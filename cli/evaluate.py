@@ -40,12 +40,11 @@ def command(
     from .tables import show_test
 
     changed = parse_assignments(assignments)
-    if set(changed) - {"method"} or "name" in changed.get("method", {}):
+    options = changed.get("method", {})
+    if set(changed) - {"method"} or not isinstance(options, dict) or "name" in options:
         raise click.UsageError("evaluate --set changes options of the run's method alone, such as method.steps=20")
     keep_large_blocks()
-    summary = evaluate_run(
-        RunDirectory(run_dir), data_dir=data_dir, tasks=tasks, method=changed.get("method"), world=world
-    )
+    summary = evaluate_run(RunDirectory(run_dir), data_dir=data_dir, tasks=tasks, method=options, world=world)
     if not world.leads:
         return
     if as_json:

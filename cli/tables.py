@@ -56,10 +56,11 @@ def show_test(summary: dict[str, Any]) -> None:
         rows.append([label, *figures, f"± {part['ci95']:.4f}", f"{part['std']:.4f}"])
     for name, value in test.get("baselines", {}).items():
         rows.append([f"  {name.replace('_', ' ')} ({test['metric']})", "", f"{value:.4f}", "", ""])
+    changed = "".join(f", {key.replace('_', ' ')} {value}" for key, value in summary.get("changed", {}).items())
     show_table(
         ["", "before", "after", "95 % interval", "std over tasks"],
         rows,
-        title=f"{summary['experiment']} · {summary['method']} · {test['tasks']} test tasks",
+        title=f"{summary['experiment']} · {summary['method']}{changed} · {test['tasks']} test tasks",
         numbers=True,
     )
     click.echo()

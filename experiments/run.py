@@ -267,11 +267,15 @@ def evaluate_run(
     """Test a trained run again and return its summary with the new figures.
 
     Args:
+        directory: of the run.
+        data_dir: where data sets lie.
         tasks: only so many of the test tasks.
         method: options that take the place of the run's own, such as more inner steps.
+        world: the processes that share the tasks.
 
     Raises:
-        ValueError: if the directory holds no readable run, has fewer test tasks, or its method no such option.
+        ValueError, TypeError: if the directory holds no readable run, there are fewer test tasks, or an option is
+            unknown, out of range or was learned.
     """
     config = world.first(directory.read_config)
     config = config.model_copy(update={"method": {**config.method, **(method or {})}})
@@ -279,6 +283,8 @@ def evaluate_run(
         raise ValueError(f"{directory.path} has no checkpoint yet; train it first")
     with world.together():
         prepared = prepare(config, data_dir, world)
+    if learned := set(method or {}) & set(prepared.learner.method.learned):
+        raise ValueError(f"{', '.join(sorted(learned))} was learned, and is part of the run; leave it as it is")
     state: Mapping[str, Any] = world.first(directory.read_checkpoint)["trainer"]
     best = state["best_model"] or state["model"]
     checkpoint.load_module(prepared.learner, best, str(directory.checkpoint))

@@ -33,8 +33,8 @@ class Given(NamedTuple):
 def whole_meta_gradient(method: Method, curvature: Curvature, given: Given, hyper: Hyper) -> RowGradients:
     """Return `meta_gradient`, by one replay where the engine captures and the method reads nothing back.
 
-    Inner solves of fixed length do not; adaptive steps and conjugate gradients, which ask when to stop, are captured
-    piece by piece.
+    Explicit inner steps of a fixed number do not. Adaptive steps, implicit ones and conjugate gradients, which ask when
+    to stop, are captured piece by piece, and so are tasks or points that are taken in parts.
 
     Raises:
         ValueError: if there are no query points.

@@ -1,5 +1,7 @@
 """Whole meta-gradients as graphs: on a GPU, and on a CPU by a tape that knows operations and no Python, as they do."""
 
+import copy
+
 import pytest
 import torch
 from engine_pairs import agree, pair
@@ -149,8 +151,8 @@ def test_a_graph_that_cannot_be_made_leaves_everything_as_it_is(monkeypatch, mod
     eager, other = pair(model, MAML(2, 0.1), "cudagraph")
     with pytest.warns(RuntimeWarning, match="operation not permitted") as warned:
         agree(eager, other, draw())
-    said = [str(each.message).split(" could not")[0] for each in warned]
-    assert said == ["a whole meta-gradient", "a compiled function"]
+    said = {str(each.message).split(" could not")[0] for each in warned}
+    assert said == {"a whole meta-gradient", "a compiled function"} and len(warned) == 2
     agree(eager, other, draw())
 
 
@@ -178,9 +180,10 @@ def test_buffers_and_frozen_parameters_are_those_of_now(draw, adapt):
     assert Tape.made == 1
     model.scale = torch.tensor(3.0)
     agree(eager, other, draw())
-    model.frozen.load_state_dict({name: 2 * value for name, value in model.frozen.state_dict().items()}, assign=True)
-    agree(eager, other, draw())
-    assert Tape.made == 3
+    for part in (model.frozen, model.first):
+        part.load_state_dict({name: 2 * value for name, value in part.state_dict().items()}, assign=True)
+        agree(eager, other, draw())
+    assert Tape.made == 4
 
 
 @pytest.mark.usefixtures("taped")
@@ -212,6 +215,44 @@ def test_a_failed_solve_of_a_method_that_reads_is_its_own_error(model, draw):
         learner.meta_gradient(wild)
     learner.meta_gradient(tasks)
     assert Tape.made > 1 and learner.engine.compile_seconds > 0
+
+
+@pytest.mark.usefixtures("taped")
+def test_what_the_compiler_refuses_is_said_once_with_graphs_too(monkeypatch, model, draw):
+    def broken(graph, inputs):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch._inductor, "compile", broken)
+    eager, other = pair(model, MAML(2, 0.1), "cudagraph")
+    with pytest.warns(RuntimeWarning, match="could not be compiled .*no compiler") as warned:
+        agree(eager, other, draw())
+        agree(eager, other, draw())
+    assert len(warned) == 1
+
+
+@pytest.mark.usefixtures("taped")
+def test_shapes_without_end_are_not_captured_for_ever(monkeypatch, model, generator):
+    monkeypatch.setattr(module, "_CAPTURES", 2)
+    eager, other = pair(model, MAML(2, 0.1), "cudagraph")
+
+    def of(points):
+        x, y = (torch.randn(3, points, size, generator=generator) for size in (2, 1))
+        return TaskBatch(Batch(x, y), Batch(x, y))
+
+    agree(eager, other, of(2))
+    with pytest.warns(RuntimeWarning, match="2 whole meta-gradients were captured"):
+        agree(eager, other, of(3))
+    agree(eager, other, of(4))
+    agree(eager, other, of(2))
+    assert other.engine.graphs._captures == 2
+
+
+@pytest.mark.usefixtures("taped")
+def test_a_copy_captures_its_own(model, draw):
+    eager, other = pair(model, MAML(2, 0.1), "cudagraph")
+    agree(eager, other, draw())
+    agree(eager, copy.deepcopy(other), draw())
+    assert Tape.made == 2
 
 
 @pytest.mark.parametrize(

@@ -46,9 +46,11 @@ def test_other_options_of_the_method(call, finished):
     steps = summary["config"]["method"]["steps"]
     _, same, _ = call(path, "--set", f"method.steps={steps}", "--json")
     assert json.loads(same)["test"] == summary["test"]
-    for key in ("meta_steps=3", "method.name=anil", "method=anil"):
+    for key in ("meta_steps=3", "method.name=anil", "method=anil", "method=5"):
         code, _, errors = call(path, "--set", key)
         assert code == 2 and "options of the run's method alone, such as method.steps=20" in errors
+    _, table, _ = call(path, "--set", "method.steps=7")
+    assert "ratings-toy · maml, steps 7 · 6 test tasks" in table
     code, _, errors = call(path, "--set", "method.step=3")
     assert code == 2 and "unknown key 'method.step'; did you mean 'steps'" in errors
 
@@ -110,3 +112,11 @@ def test_a_damaged_run_is_one_line_and_exit_code_2(call, finished, tmp_path, dam
     (line,) = err.splitlines()
     expected = {"missing": "no checkpoint yet", "configuration": "meta_steps", "other": "another model"}
     assert expected.get(damage, "not a readable checkpoint") in line
+
+
+def test_what_was_learned_is_part_of_the_run(call, tmp_path):
+    config = {"meta_steps": 1, "task": {"test_users": 2}, "model": {"width": 5}, "test": {"adam_epochs": 0}}
+    directory = RunDirectory(tmp_path / "learned")
+    train(resolve({**config, "method": {"learn": ["horizon"]}}, "ratings-toy", "adjoint"), directory)
+    code, _, errors = call(directory.path, "--set", "method.horizon=3")
+    assert code == 2 and "horizon was learned, and is part of the run" in errors
